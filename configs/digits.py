@@ -1,0 +1,41 @@
+"""Handwritten digits of 8 x 8 pixels that come with scikit-learn: a two-minute tour.
+
+No download. The recipe is `configs/mnist.py` at the size of these images.
+
+  python train.py   --config=configs/digits.py
+  python certify.py --config=configs/digits.py
+  python attack.py  --config=configs/digits.py
+"""
+
+import ml_collections
+
+
+def get_config():
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.data = {"name": "digits", "stride": 1, "start": 0, "limit": 0}
+    config.model = {"name": "conv_small", "checkpoint": ""}
+    config.smoothing = {
+        "noise": "flow_laplace",
+        "sigma": 0.01,  # Std. dev. per pixel edge, as a fraction of image mass.
+        "ground_metric": "l2",
+        "certificate": "tight",
+    }
+    config.train = {
+        "optimizer": "sgd",
+        "learning_rate": 0.05,
+        "momentum": 0.9,
+        "weight_decay": 5e-4,
+        "schedule": "cosine",
+        "batch_size": 32,
+        "num_epochs": 60,
+        "checkpoint_every": 20,
+        "evaluate_every": 20,
+    }
+    config.certify = {
+        "n0": 1_000,  # Votes that pick the class.
+        "n": 10_000,  # Fresh votes that bound its probability.
+        "alpha": 0.05,  # Chance that a given certificate is wrong.
+        "block_size": 500,
+    }
+    return config

@@ -1,0 +1,54 @@
+"""Trains a base classifier under noise; writes checkpoints and metrics.
+
+  python train.py --config=configs/digits.py
+
+The run directory is --workdir, by default runs/NAME_OF_CONFIG. Stop it whenever you
+like: the same command goes on where it stopped, and ends with the same weights.
+Then run certify.py and attack.py with the same config and workdir.
+"""
+
+import logging
+
+
+from wsjax.runs import cli, experiment, manifest, streams
+from wsjax.runs import config as configs
+from wsjax.training import checkpoints, loop
+
+
+_log = logging.getLogger("wsjax")
+
+
+def main(config, workdir):
+    train_set = experiment.Examples(config["data"], "train")
+    test_set = experiment.Examples(config["data"], "test")
+    settings = config["train"]
+    manifest.record(
+        workdir,
+        "train",
+        configs.select(config, "data", "model", "smoothing", "train"),
+        data_checksum=train_set.checksum,
+        may_differ=configs.MAY_DIFFER,
+    )
+    checkpoints.write_description(workdir, experiment.description(config, train_set))
+    smoothing = experiment.make_smoothing(config)
+    loop.train(
+        workdir,
+        experiment.make_model(config["model"], train_set.num_classes),
+        lambda total_steps: experiment.make_optimizer(settings, total_steps),
+        smoothing.perturb if settings["noisy"] else None,
+        train_set.data,
+        test_set.data,
+        key=streams.stream_key(config["seed"], streams.TRAIN),
+        seed=config["seed"],
+        batch_size=settings["batch_size"],
+        num_epochs=settings["num_epochs"],
+        share_noise=settings["share_noise"],
+        augment=experiment.make_augment(settings["augment"]),
+        checkpoint_every=settings["checkpoint_every"],
+        evaluate_every=settings["evaluate_every"],
+    )
+    _log.info("Trained classifier in %s; next: certify.py.", workdir)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,58 @@
+"""Certified robustness against Wasserstein attacks, in JAX.
+
+The names below tell the story in order: move mass along a flow plan, make noise of
+it, count votes under the noise, bound a probability, and certify a radius. They need
+jax, numpy and scipy only. Models, training, data and attacks live in subpackages
+that are imported by name.
+"""
+
+from wsjax.fast_random import make_key
+from wsjax.flow import (
+    FlowPlan,
+    apply_flow,
+    divergence,
+    flow_cost,
+    flow_shape,
+    image_mass,
+    normalize_mass,
+    potential_gradient,
+)
+from wsjax.noise import FlowGaussian, FlowLaplace, FlowUniform, PixelLaplace
+from wsjax.smoothing import (
+    ABSTAIN,
+    Certificate,
+    Prediction,
+    Smoothing,
+    certify,
+    certify_each,
+    make_smoothing,
+    predict,
+)
+from wsjax.votes import count_votes
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ABSTAIN",
+    "Certificate",
+    "FlowGaussian",
+    "FlowLaplace",
+    "FlowPlan",
+    "FlowUniform",
+    "PixelLaplace",
+    "Prediction",
+    "Smoothing",
+    "apply_flow",
+    "certify",
+    "certify_each",
+    "count_votes",
+    "divergence",
+    "flow_cost",
+    "flow_shape",
+    "image_mass",
+    "make_key",
+    "make_smoothing",
+    "normalize_mass",
+    "potential_gradient",
+    "predict",
+]

@@ -1,0 +1,118 @@
+"""Photographs to fixed-size pixels, with Pillow."""
+
+import io
+import math
+
+import numpy as np
+
+
+def _pillow():
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ImportError(
+            "Reading photographs needs Pillow, which is not installed: "
+            "pip install 'wsjax[train]'."
+        ) from error
+    return Image
+
+
+def decode(content: bytes, source: str):
+    """Decodes a JPEG, PNG or other photograph to RGB.
+
+    Gray becomes three equal channels, CMYK is converted, transparency is dropped.
+    The content decides, not a file's name: ImageNet has a PNG called .JPEG. EXIF
+    orientation is ignored, as is usual for ImageNet.
+
+    Args:
+      content: the file's bytes.
+      source: where they come from, for messages.
+
+    Returns:
+      `PIL.Image.Image` of mode RGB.
+
+    Raises:
+      ValueError: not a complete image of eight bits per channel.
+      ImportError: Pillow is not installed.
+    """
+    image_module = _pillow()
+    try:
+        with image_module.open(io.BytesIO(content)) as picture:
+            if picture.mode[0] in "IF":
+                raise ValueError(f"mode {picture.mode} has more than eight bits")
+            return picture.convert("RGB")
+    # Pillow's plugins raise these for broken content, beside OSError.
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        EOFError,
+        image_module.DecompressionBombError,
+    ) as error:
+        raise ValueError(
+            f"{source} cannot be decoded: {error}. It has {len(content):,} bytes and "
+            f"begins with {content[:8]!r}. Replace the file, or take it out of both "
+            f"the training and the test list of every run that is compared."
+        ) from error
+
+
+def resize_and_crop(picture, resize: int, size: int) -> np.ndarray:
+    """The evaluation view: short side to `resize`, then the central square.
+
+    Args:
+      picture: `PIL.Image.Image` of mode RGB.
+      resize: length of the short side before cropping, at least `size`.
+      size: side of the result.
+
+    Returns:
+      `[size, size, 3]` uint8. Bilinear, with Pillow's antialiasing.
+    """
+    width, height = picture.size
+    short = min(width, height)
+    resized = (width * resize // short, height * resize // short)
+    picture = picture.resize(resized, _pillow().Resampling.BILINEAR)
+    left, top = ((length - size) // 2 for length in resized)
+    return np.array(picture.crop((left, top, left + size, top + size)))
+
+
+def random_resized_crop(
+    picture, size: int, rng: np.random.Generator, min_area: float = 0.08
+) -> np.ndarray:
+    """The training view: a random part, resized, mirrored half of the time.
+
+    The part covers a uniform share of the area in [`min_area`, 1], with an aspect
+    ratio log-uniform in [3/4, 4/3]. If ten draws do not fit into the picture, the
+    largest central part with a ratio in that range is taken.
+
+    Args:
+      picture: `PIL.Image.Image` of mode RGB.
+      size: side of the result.
+      rng: source of the randomness.
+      min_area: smallest share of the area.
+
+    Returns:
+      `[size, size, 3]` uint8. Bilinear, with Pillow's antialiasing.
+    """
+    box = _random_box(picture.size, rng, min_area)
+    picture = picture.crop(box).resize((size, size), _pillow().Resampling.BILINEAR)
+    pixels = np.array(picture)
+    return pixels[:, ::-1].copy() if rng.random() < 0.5 else pixels
+
+
+def _random_box(
+    picture_size: tuple[int, int], rng: np.random.Generator, min_area: float
+) -> tuple[int, int, int, int]:
+    """Draws (left, top, right, bottom)."""
+    width, height = picture_size
+    for _ in range(10):
+        area = rng.uniform(min_area, 1.0) * width * height
+        ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left = int(rng.integers(width - w + 1))
+            top = int(rng.integers(height - h + 1))
+            return left, top, left + w, top + h
+    w = max(1, min(width, round(height * 4 / 3)))
+    h = max(1, min(height, round(width * 4 / 3)))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h

@@ -1,0 +1,94 @@
+"""JAX's default random numbers, several times faster on a CPU.
+
+On a CPU, JAX compiles the rounds of its default generator (Threefry-2x32) as a loop
+that streams every array through memory five times. The same rounds written out one
+after another fuse into a single pass. Accelerators do that already, so `make_key`
+uses the rewritten generator on a CPU only; the numbers are the same, bit for bit, on
+every platform and for every function of `jax.random`.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import random as extend_random
+
+# Rotation distances of the five groups of four rounds, and the key-schedule parity
+# constant: Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011.
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+_PARITY = np.uint32(0x1BD11BDA)
+
+
+def make_key(seed: int) -> jax.Array:
+    """The key `jax.random.key(seed)`, with the fastest equal generator in place.
+
+    Args:
+      seed: Python integer.
+
+    Returns:
+      A scalar typed key. All draws from it equal those of `jax.random.key(seed)`
+      under JAX's default settings, whatever the backend.
+    """
+    if jax.default_backend() == "cpu":
+        return jax.random.key(seed, impl=_UNROLLED)
+    return jax.random.key(seed, impl="threefry2x32")
+
+
+def _threefry(key, high, low):
+    """Encrypts counters `(high, low)` under a key `[2]`, all uint32."""
+    schedule = (key[0], key[1], key[0] ^ key[1] ^ _PARITY)
+    high, low = high + schedule[0], low + schedule[1]
+    for group in range(5):
+        for distance in _ROTATIONS[group % 2]:
+            high = high + low
+            low = (low << np.uint32(distance)) | (low >> np.uint32(32 - distance))
+            low = low ^ high
+        high = high + schedule[(group + 1) % 3]
+        low = low + schedule[(group + 2) % 3] + np.uint32(group + 1)
+    return high, low
+
+
+def _counters(shape):
+    """Row-major position of every element, as high and low 32-bit words."""
+    if np.prod(shape, dtype=object) >= 2**32:
+        raise ValueError(
+            f"One draw of shape {shape} holds 2**32 or more numbers. Draw blocks "
+            f"under keys made by jax.random.fold_in instead."
+        )
+    low = jnp.zeros(shape, jnp.uint32)
+    stride = 1
+    for axis in reversed(range(len(shape))):
+        step = np.uint32(stride)
+        low = low + step * jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+        stride *= shape[axis]
+    return jnp.zeros_like(low), low
+
+
+def _seed(seed):
+    return jax.random.key_data(jax.random.key(seed, impl="threefry2x32"))
+
+
+def _split(key, shape):
+    return jnp.stack(_threefry(key, *_counters(tuple(shape))), axis=-1)
+
+
+def _fold_in(key, data):
+    data = jnp.asarray(data, jnp.uint32)
+    return jnp.stack(_threefry(key, jnp.zeros_like(data), data))
+
+
+def _random_bits(key, bit_width, shape):
+    high, low = _threefry(key, *_counters(tuple(shape)))
+    if bit_width == 64:
+        return (high.astype(jnp.uint64) << np.uint64(32)) | low.astype(jnp.uint64)
+    return (high ^ low).astype(jnp.dtype(f"uint{bit_width}"))
+
+
+_UNROLLED = extend_random.define_prng_impl(
+    key_shape=(2,),
+    seed=_seed,
+    split=_split,
+    random_bits=_random_bits,
+    fold_in=_fold_in,
+    name="wsjax_threefry2x32",
+    tag="wft",
+)

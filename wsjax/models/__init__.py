@@ -1,0 +1,85 @@
+"""Base classifiers in Flax: modules only, no training and no certificates.
+
+Every model maps images `[B, H, W, C]` in pixel units to logits `[B, K]`; channel
+standardisation, where a model has it, is its own first layer and so comes after the
+noise. `create` builds one from the `model` block of a config.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import linen as nn
+
+from wsjax.models.conv import ConvSmall
+from wsjax.models.resnet import ResNet
+
+_RESNETS = {
+    # Blocks per stage, whether blocks have a bottleneck, and the stem.
+    "resnet18_cifar": dict(stages=(2, 2, 2, 2), bottleneck=False, stem="cifar"),
+    "resnet18": dict(stages=(2, 2, 2, 2), bottleneck=False, stem="imagenet"),
+    "resnet50": dict(stages=(3, 4, 6, 3), bottleneck=True, stem="imagenet"),
+}
+
+NAMES = ("conv_small", *_RESNETS)
+
+
+def create(name: str, num_classes: int, **options: Any) -> nn.Module:
+    """Builds a model by name.
+
+    Args:
+      name: "conv_small" (the paper's MNIST network), "resnet18_cifar",
+        "resnet18" or "resnet50" (ImageNet stem).
+      num_classes: number of logits.
+      **options: fields of the module: `widths` and `hidden` of `ConvSmall`;
+        `width`, `mean`, `std`, `stages` of `ResNet`.
+
+    Returns:
+      A Flax module, called as `module.apply(variables, images, train=False)`.
+
+    Raises:
+      ValueError: an unknown name or option.
+    """
+    if name not in NAMES:
+        raise ValueError(f"model.name={name!r} is not one of {NAMES}.")
+    module = ConvSmall if name == "conv_small" else ResNet
+    settings = {**_RESNETS.get(name, {}), **options}
+    known = {field for field in module.__dataclass_fields__} - {"parent", "name"}
+    unknown = set(options) - known
+    if unknown:
+        raise ValueError(
+            f"model has no setting {sorted(unknown)}; {name} knows "
+            f"{sorted(known - {'num_classes'})}."
+        )
+    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+    return module(num_classes=num_classes, **settings)
+
+
+def classifier(module: nn.Module, variables: Any) -> Callable[[jax.Array], jax.Array]:
+    """Binds a module to its variables: `images [B, H, W, C] -> logits [B, K]`.
+
+    Args:
+      module: from `create`, or any module that takes `train=`.
+      variables: `{"params": ..., ...}` as Flax keeps them.
+
+    Returns:
+      A `jax.tree_util.Partial`: callable, and a pytree whose leaves are the
+      variables, so it passes through `jit` without baking weights into programs.
+    """
+    return jax.tree_util.Partial(_Apply(module), variables)
+
+
+class _Apply:
+    """`module.apply` for inference, equal for equal modules so programs are shared."""
+
+    def __init__(self, module):
+        self.module = module
+
+    def __call__(self, variables, images):
+        return self.module.apply(variables, images, train=False)
+
+    def __eq__(self, other):
+        return isinstance(other, _Apply) and self.module == other.module
+
+    def __hash__(self):
+        return hash(self.module)

@@ -1,0 +1,172 @@
+"""Figures from rows and images. Matplotlib is imported when a figure is drawn."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+# Okabe & Ito's palette: told apart by colour-blind readers, in this order.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_DASHES = ("-", "--", "-.", ":")
+
+
+class Curve(NamedTuple):
+    """A step curve: share of images at or above each radius.
+
+    Attributes:
+      radii: `[N]` radius of each image that counts, any order; the others left out.
+      images: number of all images, counting or not.
+    """
+
+    radii: np.ndarray
+    images: int
+
+
+class Picture(NamedTuple):
+    """One attacked image.
+
+    Attributes:
+      image: `[H, W, C]` in [0, 1].
+      adversarial: `[H, W, C]`.
+      flow: `FlowPlan` (fractions of mass) that turns one into the other, or None.
+      title: a line above the row.
+    """
+
+    image: np.ndarray
+    adversarial: np.ndarray
+    flow: object
+    title: str
+
+
+def accuracy_curves(
+    path: pathlib.Path,
+    certified: Mapping[str, Curve],
+    attacked: Mapping[str, Curve] | None = None,
+    *,
+    metric: str,
+    title: str = "",
+) -> None:
+    """Draws accuracy against radius: certified curves, and attacks above them.
+
+    Args:
+      path: image file to write.
+      certified: curves by label; an image counts at every radius up to its own.
+      attacked: likewise for attacks: an image counts up to the radius at which it
+        was fooled (infinite if never).
+      metric: ground metric of the radii, for the axis.
+      title: of the figure.
+    """
+    plt = _pyplot()
+    figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+    groups = (("", certified, 2.0), ("attack: ", attacked or {}, 1.2))
+    finite = [0.0]
+    for prefix, curves, width in groups:
+        for number, (label, curve) in enumerate(curves.items()):
+            radii = np.sort(curve.radii)
+            finite.extend(radii[np.isfinite(radii)][-1:])
+            left = (len(radii) - np.arange(len(radii) + 1)) / max(curve.images, 1)
+            axes.step(
+                np.concatenate([[0.0], np.minimum(radii, 1e9)]),
+                np.concatenate([left[:1], left[1:]]),
+                where="post",
+                label=prefix + label,
+                linewidth=width,
+                color=_COLOURS[number % len(_COLOURS)],
+                linestyle=_DASHES[number // len(_COLOURS) % 4] if not prefix else "--",
+            )
+    axes.set_xlim(0, 1.05 * max(finite) or 1.0)
+    axes.set_ylim(0, 1)
+    axes.set_xlabel(f"Wasserstein radius ({metric}), pixels x fraction of mass")
+    axes.set_ylabel("share of test images")
+    if title:
+        axes.set_title(title)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    _save(figure, path)
+
+
+def adversarial_pictures(path: pathlib.Path, pictures: Sequence[Picture]) -> None:
+    """Draws one row per attacked image: before, after, change, and where mass went.
+
+    Args:
+      path: image file to write.
+      pictures: at least one.
+    """
+    plt = _pyplot()
+    figure, grid = plt.subplots(
+        len(pictures),
+        4,
+        figsize=(9.6, 2.6 * len(pictures)),
+        squeeze=False,
+        layout="constrained",
+    )
+    heads = ("image", "adversarial", "difference", "where mass went")
+    for row, picture in zip(grid, pictures):
+        change = np.asarray(picture.adversarial) - np.asarray(picture.image)
+        spread = max(float(np.abs(change).max()), 1e-9)
+        _show(row[0], picture.image)
+        _show(row[1], picture.adversarial)
+        row[2].imshow(change.mean(axis=-1), cmap="RdBu_r", vmin=-spread, vmax=spread)
+        _show(row[3], 0.35 * np.asarray(picture.image))
+        if picture.flow is not None:
+            _arrows(row[3], picture.flow)
+        for axes, head in zip(row, heads):
+            axes.set_title(head, fontsize=9)
+            axes.set_xticks([])
+            axes.set_yticks([])
+        row[0].set_ylabel(picture.title, fontsize=9)
+    _save(figure, path)
+
+
+def _show(axes, image):
+    image = np.clip(np.asarray(image), 0, 1)
+    if image.shape[-1] == 1:
+        axes.imshow(image[..., 0], cmap="gray", vmin=0, vmax=1)
+    else:
+        axes.imshow(image[..., :3])
+
+
+def _arrows(axes, flow):
+    """Net flow at each pixel as an arrow, longer for more mass."""
+    down = np.asarray(flow.vertical).sum(axis=-1)
+    right = np.asarray(flow.horizontal).sum(axis=-1)
+    height, width = right.shape[0], down.shape[1]
+    # An edge's mass counts half for each of its two pixels.
+    y = (np.pad(down, ((0, 1), (0, 0))) + np.pad(down, ((1, 0), (0, 0)))) / 2
+    x = (np.pad(right, ((0, 0), (0, 1))) + np.pad(right, ((0, 0), (1, 0)))) / 2
+    size = np.hypot(x, y)
+    if size.max() <= 0:
+        return
+    shown = size > 0.02 * size.max()
+    i, j = np.mgrid[:height, :width]
+    axes.quiver(
+        j[shown],
+        i[shown],
+        x[shown],
+        y[shown],
+        color="#E69F00",
+        angles="xy",
+        scale_units="xy",
+        # The longest arrow spans a few pixels of a picture of any size.
+        scale=size.max() / max(2.0, 0.12 * max(height, width)),
+        width=0.008,
+    )
+
+
+def _pyplot():
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ImportError(
+            "Figures need matplotlib: pip install 'wsjax[train]'."
+        ) from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _save(figure, path):
+    figure.savefig(path, dpi=150)
+    _pyplot().close(figure)

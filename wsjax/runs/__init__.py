@@ -1,0 +1,1 @@
+"""Run directories: configs that are checked, rows that survive, signals heeded."""

@@ -1,0 +1,159 @@
+"""Configs: what may stand in them, defaults, and errors that name the mistake."""
+
+import difflib
+from typing import Any
+
+import ml_collections
+
+REQUIRED = object()
+
+# Every key a config may hold; a value here is the default. One `smoothing` block
+# serves training, certification and attack, so they cannot disagree.
+_SCHEMA = {
+    "seed": 0,
+    "data": {
+        "name": REQUIRED,  # digits, mnist, fashion_mnist, cifar10, imagenet.
+        "source": "files",  # "files" (the originals) or "tfds" (prepared earlier).
+        "dir": "",  # Folder of the files, or data_dir of tfds.
+        "stride": 1,  # Every stride-th test image is certified or attacked,
+        "start": 0,  # from this one on,
+        "limit": 0,  # at most this many; 0 for all.
+        "train_limit": 0,  # Train on the first images only; 0 for all.
+        "image_size": 224,  # ImageNet only: side of the crop,
+        "resize": 256,  # and of the short side before it.
+    },
+    "model": {
+        "name": REQUIRED,
+        "checkpoint": "",  # FILE.pth of the paper's authors instead of training.
+        "num_classes": None,  # Anything else is a field of the Flax module.
+    },
+    "smoothing": {
+        "noise": REQUIRED,
+        "sigma": REQUIRED,
+        "ground_metric": REQUIRED,
+        "certificate": "tight",
+        "wrap": False,
+    },
+    "train": {
+        "noisy": True,  # False trains on clean images.
+        "share_noise": False,  # One draw per batch, as the paper's code does.
+        "augment": "none",  # "none" or "crop_flip".
+        "optimizer": "sgd",
+        "learning_rate": REQUIRED,
+        "momentum": 0.9,
+        "weight_decay": 0.0,
+        "schedule": "constant",
+        "batch_size": REQUIRED,
+        "num_epochs": REQUIRED,
+        "checkpoint_every": 1,
+        "evaluate_every": 1,
+    },
+    "certify": {
+        "n0": REQUIRED,
+        "n": REQUIRED,
+        "alpha": REQUIRED,
+        "use_runner_up": False,
+        "block_size": 250,
+        "backend": "pmap",
+    },
+    "attack": {
+        "target": "both",  # "base", "smoothed" or "both".
+        "epsilon": 0.3,  # First radius of the growing schedule.
+        "epsilon_factor": 1.1,  # It grows by this factor
+        "epsilon_every": 10,  # every so many steps.
+        "max_steps": 200,
+        "step": "sign",  # "sign" or "l2".
+        "step_size": 0.1,
+        "ground_cost": "euclidean",
+        "p": 1.0,  # Power of the ground cost.
+        "kernel_size": 5,  # Side of the transport window, odd.
+        "entropy": 1000.0,  # Larger is closer to the exact ball.
+        "sinkhorn_steps": 400,
+        "clamp": True,
+        "num_samples": 128,  # Noisy copies per gradient (smoothed target).
+        "n": 10_000,  # Votes of the success test (smoothed target).
+        "alpha": 0.05,
+        "abstention_counts": False,
+        "batch_size": 100,
+    },
+}
+
+# Keys that change how fast a result comes, not what it is.
+MAY_DIFFER = (
+    "data.dir",
+    "data.source",
+    "data.stride",
+    "data.start",
+    "data.limit",
+    "certify.block_size",
+    "certify.backend",
+    "attack.batch_size",
+    "train.checkpoint_every",
+    "train.evaluate_every",
+)
+
+
+class ConfigError(ValueError):
+    """A config lacks a key, has one too many, or a value of a wrong type."""
+
+
+def resolve(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Checks a config and fills in defaults.
+
+    Args:
+      config: what `get_config()` returned, with overrides applied.
+
+    Returns:
+      Nested dict with every key of the schema; `model` may hold more, the fields of
+      its Flax module.
+
+    Raises:
+      ConfigError: an unknown or missing key, or a wrong type; with suggestions.
+    """
+    given = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    return _resolve_block(given, _SCHEMA, "config")
+
+
+def select(resolved: dict[str, Any], *blocks: str) -> dict[str, Any]:
+    """The part of a resolved config that one script's results depend on."""
+    return {key: resolved[key] for key in ("seed", *blocks)}
+
+
+def _resolve_block(given, schema, path):
+    if not isinstance(given, dict):
+        raise ConfigError(f"{path} should be a block of settings, got {given!r}.")
+    for key in given.keys() - schema.keys():
+        if path == "config.model":
+            continue
+        raise ConfigError(f"{path}.{key} is not a setting.{suggest(key, schema)}")
+    resolved = dict(given) if path == "config.model" else {}
+    for key, default in schema.items():
+        name = f"{path}.{key}"
+        if isinstance(default, dict):
+            resolved[key] = _resolve_block(given.get(key, {}), default, name)
+        elif key not in given:
+            if default is REQUIRED:
+                raise ConfigError(f"{name} is missing from the config.")
+            resolved[key] = default
+        else:
+            resolved[key] = _of_type(given[key], default, name)
+    return resolved
+
+
+def _of_type(value, default, name):
+    if default is REQUIRED or default is None:
+        return value
+    kind = type(default)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ConfigError(f"{name}={value!r} should be of type {kind.__name__}.")
+    return value
+
+
+def suggest(key: str, known) -> str:
+    """A sentence with the closest known keys, or with all of them."""
+    close = difflib.get_close_matches(key, known, n=2)
+    if close:
+        return f" Did you mean {' or '.join(close)}?"
+    return f" Settings there: {', '.join(known)}."

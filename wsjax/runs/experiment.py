@@ -1,0 +1,185 @@
+"""From a resolved config to objects: examples, model, noise, trained classifier."""
+
+import hashlib
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from wsjax import data, models, smoothing
+from wsjax.interop import torch_checkpoints
+from wsjax.training import checkpoints, optimizers, steps
+
+
+class Examples:
+    """A split of a data set, whether it lies in memory or in a folder of photographs.
+
+    Attributes:
+      data: `data.Dataset`, or an ImageNet stream.
+      name: of the data set.
+      num_classes: number of classes.
+      image_shape: `(H, W, C)`.
+      checksum: of images and labels in order (for ImageNet: of names and labels).
+    """
+
+    def __init__(self, settings: dict[str, Any], split: str):
+        """Opens the split that a config's `data` block describes; errors of `data`."""
+        self.name = settings["name"]
+        folder = settings["dir"] or None
+        if self.name == "imagenet":
+            kind = {"files": data.ImageNetFolder, "tfds": data.ImageNetTfds}
+            self.data = kind[settings["source"]](
+                folder,
+                split,
+                image_size=settings["image_size"],
+                resize=settings["resize"],
+            )
+            self._stream = True
+            self.num_classes = self.data.num_classes
+            side = settings["image_size"]
+            self.image_shape = (side, side, 3)
+            names = "\n".join(map(self.data.file_name, range(len(self.data))))
+            self.checksum = hashlib.sha256(names.encode()).hexdigest()
+        else:
+            self.data = data.load(
+                self.name, split, dir=folder, source=settings["source"]
+            )
+            self._stream = False
+            limit = settings["train_limit"] if split == "train" else 0
+            if limit:
+                self.data = self.data._replace(
+                    images=self.data.images[:limit], labels=self.data.labels[:limit]
+                )
+            self.num_classes = self.data.num_classes
+            self.image_shape = self.data.images.shape[1:]
+            self.checksum = self.data.checksum
+
+    def __len__(self) -> int:
+        return len(self.data) if self._stream else len(self.data.labels)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        """Image `[H, W, C]` float32 in [0, 1], and its label."""
+        if self._stream:
+            image, label = self.data[index]
+        else:
+            image, label = self.data.images[index], self.data.labels[index]
+        return data.as_float(image, self.data.scale), int(label)
+
+
+    def checked(self, index: int) -> np.ndarray:
+        """Image `index` alone, refused by name if nothing can be certified about it.
+
+        Raises:
+          ValueError: as `smoothing.check_image`, with the position.
+        """
+        image, _ = self[index]
+        try:
+            smoothing.check_image(image)
+        except ValueError as error:
+            raise ValueError(f"Test image {index} of {self.name}: {error}") from error
+        return image
+
+
+def chosen_indices(settings: dict[str, Any], count: int) -> range:
+    """Positions of the test images to work on: every `stride`-th of `count`.
+
+    Raises:
+      ValueError: `stride`, `start` or `limit` is outside its range.
+    """
+    stride, start, limit = settings["stride"], settings["start"], settings["limit"]
+    if stride < 1 or limit < 0 or not 0 <= start < count:
+        raise ValueError(
+            f"data.stride={stride}, data.start={start}, data.limit={limit} choose "
+            f"no image of {count}: stride is at least 1, limit at least 0 (for all), "
+            f"start at least 0 and below {count}."
+        )
+    indices = range(start, count, stride)
+    return indices[:limit] if limit else indices
+
+
+def make_model(settings: dict[str, Any], num_classes: int) -> Any:
+    """The Flax module of a config's `model` block."""
+    options = {
+        key: value
+        for key, value in settings.items()
+        if key not in ("name", "checkpoint", "num_classes")
+    }
+    return models.create(settings["name"], settings["num_classes"] or num_classes, **options)
+
+
+def description(config: dict[str, Any], examples: Examples) -> dict[str, Any]:
+    """What a trained classifier belongs to, for `checkpoints.check_description`."""
+    model = {k: v for k, v in config["model"].items() if k != "checkpoint"}
+    model["num_classes"] = model["num_classes"] or examples.num_classes
+    return {
+        "model": model,
+        "data": examples.name,
+        "image_shape": list(examples.image_shape),
+    }
+
+
+def make_optimizer(settings: dict[str, Any], total_steps: int) -> Any:
+    """The Optax transformation of a config's `train` block."""
+    keys = ("optimizer", "learning_rate", "momentum", "weight_decay", "schedule")
+    return optimizers.make_optimizer(
+        total_steps=total_steps, **{key: settings[key] for key in keys}
+    )
+
+
+def make_augment(name: str) -> Callable | None:
+    """The augmentation a config names.
+
+    Raises:
+      ValueError: there is none of that name.
+    """
+    if name == "none":
+        return None
+    if name == "crop_flip":
+        from wsjax.data.augment import random_crop_flip
+
+        return random_crop_flip
+    raise ValueError(f"train.augment={name!r} is not one of ('none', 'crop_flip').")
+
+
+def restore_classifier(
+    config: dict[str, Any], workdir: pathlib.Path, examples: Examples
+) -> Callable[[jax.Array], jax.Array]:
+    """The base classifier of a run directory, or of `config.model.checkpoint`.
+
+    Args:
+      config: resolved.
+      workdir: where train.py wrote.
+      examples: the data it is used on.
+
+    Returns:
+      `images [B, H, W, C] -> logits [B, K]`, as `models.classifier` makes it.
+
+    Raises:
+      ValueError: nothing is there, or it belongs to another model or data set.
+    """
+    module = make_model(config["model"], examples.num_classes)
+    if config["model"]["checkpoint"]:
+        variables = torch_checkpoints.load_variables(
+            config["model"]["checkpoint"], module, examples.image_shape
+        )
+        return models.classifier(module, variables)
+    checkpoints.check_description(workdir, description(config, examples))
+    # Any optimizer gives the right structure: only the variables are used.
+    optimizer = make_optimizer(config["train"], 1)
+    like = jax.eval_shape(
+        lambda key: steps.init_state(key, module, examples.image_shape, optimizer),
+        jax.random.key(0),
+    )
+    store = checkpoints.Checkpoints(workdir)
+    try:
+        state = store.restore(like)
+    finally:
+        store.close()
+    return models.classifier(module, state.variables)
+
+
+def make_smoothing(config: dict[str, Any]) -> smoothing.Smoothing:
+    """The `Smoothing` of a config."""
+    return smoothing.make_smoothing(**config["smoothing"])

@@ -1,0 +1,148 @@
+"""`run.json`: what produced the files of a run directory.
+
+One entry per script, each with the config, seed, versions, devices and data checksum.
+A script that finds an entry of its own with another config refuses to add rows to it.
+"""
+
+import datetime
+import json
+import os
+import pathlib
+import platform
+import sys
+from importlib import metadata
+from typing import Any
+
+import jax
+
+_FILE = "run.json"
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy")
+
+
+class ConfigMismatch(ValueError):
+    """A run directory holds results of another config."""
+
+
+def prepare_workdir(workdir: pathlib.Path) -> pathlib.Path:
+    """Creates a run directory and checks at once that it can be written.
+
+    Raises:
+      OSError: it cannot; the message names the directory and the remedy.
+    """
+    workdir = pathlib.Path(workdir).absolute()
+    probe = workdir / ".writable"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"--workdir={workdir} cannot be written ({error.strerror}); choose a "
+            f"directory you own, on a disk with room",
+        ) from error
+    return workdir
+
+
+def record(
+    workdir: pathlib.Path,
+    script: str,
+    config: dict[str, Any],
+    *,
+    data_checksum: str,
+    may_differ: tuple[str, ...] = (),
+) -> None:
+    """Writes this script's entry, or checks it against the one that is there.
+
+    Args:
+      workdir: the run directory.
+      script: "train", "certify" or "attack".
+      config: plain nested dict; what the results depend on.
+      data_checksum: of the data the script reads.
+      may_differ: dotted keys that do not change results (devices, block sizes).
+
+    Raises:
+      ConfigMismatch: the directory holds results of this script with another config
+        or other data; the message lists each difference.
+      ValueError: `run.json` is damaged.
+    """
+    entry = {
+        "config": config,
+        "seed": config.get("seed"),
+        "data_checksum": data_checksum,
+        "versions": versions(),
+        "devices": devices(),
+        "command": [pathlib.Path(sys.argv[0]).name, *sys.argv[1:]],
+        "started": datetime.datetime.now(datetime.timezone.utc).isoformat("T", "seconds"),
+    }
+    entry = json.loads(json.dumps(entry))
+    whole = read(workdir)
+    before = whole.get(script)
+    if before is not None:
+        old = _flat({"config": before["config"], "data": before["data_checksum"]})
+        new = _flat({"config": entry["config"], "data": entry["data_checksum"]})
+        ignored = {f"config.{key}" for key in may_differ}
+        differences = [
+            f"{key}: there {old.get(key)!r}, now {new.get(key)!r}"
+            for key in sorted(old.keys() | new.keys())
+            if key not in ignored and old.get(key) != new.get(key)
+        ]
+        if differences:
+            raise ConfigMismatch(
+                f"{workdir} holds results of {script}.py with another config ("
+                + "; ".join(differences)
+                + "). Choose another --workdir, or delete those results."
+            )
+        entry["started"] = before["started"]
+        history = before.get("resumed", [])
+        entry["resumed"] = history + [
+            {"versions": entry["versions"], "devices": entry["devices"]}
+        ]
+    whole[script] = entry
+    path = pathlib.Path(workdir) / _FILE
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(whole, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def read(workdir: pathlib.Path) -> dict[str, Any]:
+    """Content of `run.json`, empty when there is none.
+
+    Raises:
+      ValueError: it is damaged.
+    """
+    path = pathlib.Path(workdir) / _FILE
+    if not path.exists():
+        return {}
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged ({error}); delete or restore it.") from error
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages results may depend on."""
+    found = {"python": platform.python_version()}
+    for package in ("wsjax", *_PACKAGES):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def devices() -> list[str]:
+    """Kind and number of the local devices, and the processor."""
+    kinds = [device.device_kind for device in jax.local_devices()]
+    return [f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds)] + [
+        f"{os.cpu_count()} {platform.machine()} processors"
+    ]
+
+
+def _flat(tree, prefix=""):
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    flat = {}
+    for key, value in tree.items():
+        flat.update(_flat(value, f"{prefix}.{key}" if prefix else key))
+    return flat

@@ -1,0 +1,430 @@
+"""Smoothed classifiers: a noise law kept together with the theorem about it.
+
+`certify` follows the published protocol: `n0` votes select a class, `n` fresh votes
+bound its probability, and the theorem that belongs to the noise turns the bound into
+a radius. Selection and estimation never share a draw, and no label is looked at.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from wsjax import certificates, confidence, noise, votes
+
+ABSTAIN = -1
+
+
+class _Theorems(NamedTuple):
+    """What is known about one noise law: radius functions by certificate name."""
+
+    law: type
+    tight: Callable
+    published: Callable | None
+
+
+_LAWS = {
+    "flow_laplace": _Theorems(
+        noise.FlowLaplace,
+        tight=certificates.flow_laplace,
+        published=certificates.flow_laplace_published,
+    ),
+    "flow_uniform": _Theorems(
+        noise.FlowUniform, tight=certificates.flow_uniform, published=None
+    ),
+    "flow_gaussian": _Theorems(
+        noise.FlowGaussian, tight=certificates.flow_gaussian, published=None
+    ),
+    "pixel_laplace": _Theorems(
+        noise.PixelLaplace,
+        tight=certificates.pixel_laplace,
+        published=certificates.pixel_laplace_published,
+    ),
+}
+
+CERTIFICATES = ("tight", "published")
+
+
+@dataclasses.dataclass(frozen=True)
+class Smoothing:
+    """A noise law and the theorem that turns probabilities under it into radii.
+
+    Build it with `make_smoothing`, so that what is drawn and what is claimed agree.
+
+    Attributes:
+      noise: the law; `noise.perturb(key, image)` makes one noisy copy.
+      theorem: function of `certificates`.
+      ground_metric: "l1" or "l2".
+    """
+
+    noise: noise.NoiseLaw
+    theorem: Callable
+    ground_metric: str
+
+    def perturb(self, key: jax.Array, image: jax.Array) -> jax.Array:
+        """One noisy copy of an image `[H, W, C]` in pixel units; uses up `key`."""
+        return self.noise.perturb(key, image)
+
+    def radius(self, p_lower, runner_up=None):
+        """Certified radius in `ground_metric`; see the functions of `certificates`.
+
+        Args:
+          p_lower: lower confidence bound on the top class's probability, or array.
+          runner_up: upper confidence bound on every other class's; default
+            `1 - p_lower`.
+
+        Returns:
+          float64 in pixels x fraction of mass, 0 where nothing is certified.
+        """
+        return self.theorem(p_lower, self.noise.sigma, self.ground_metric, runner_up)
+
+
+def make_smoothing(
+    noise: str,
+    sigma: float,
+    ground_metric: str,
+    certificate: str = "tight",
+    wrap: bool = False,
+) -> Smoothing:
+    """Builds a `Smoothing` from plain values, as a config holds them.
+
+    Args:
+      noise: "flow_laplace" (the paper), "flow_uniform", "flow_gaussian", or
+        "pixel_laplace" (the paper's baseline).
+      sigma: standard deviation per edge or pixel, as a fraction of image mass.
+      ground_metric: "l1" (Manhattan) or "l2" (Euclidean); published tables use l2.
+      certificate: "tight", the strongest theorem here for the noise, or
+        "published", the bound of the paper (Laplace noise only).
+      wrap: whether flow noise also crosses opposite borders of the image.
+
+    Returns:
+      The `Smoothing`.
+
+    Raises:
+      ValueError: an unknown name, a bad `sigma`, or a combination without meaning.
+    """
+    if noise not in _LAWS:
+        raise ValueError(f"noise={noise!r} is not one of {tuple(_LAWS)}.")
+    if certificate not in CERTIFICATES:
+        raise ValueError(f"certificate={certificate!r} is not one of {CERTIFICATES}.")
+    if ground_metric not in certificates.GROUND_METRICS:
+        raise ValueError(
+            f"ground_metric={ground_metric!r} is not one of "
+            f"{certificates.GROUND_METRICS}."
+        )
+    theorem = getattr(_LAWS[noise], certificate)
+    if theorem is None:
+        raise ValueError(
+            f'certificate="published" exists for Laplace noise only, not for '
+            f'noise={noise!r}; use certificate="tight".'
+        )
+    law = _LAWS[noise].law
+    if noise.startswith("flow_"):
+        return Smoothing(law(sigma, wrap=wrap), theorem, ground_metric)
+    if wrap:
+        raise ValueError(f"wrap=True needs flow noise; noise={noise!r} has no edges.")
+    return Smoothing(law(sigma), theorem, ground_metric)
+
+
+class Certificate(NamedTuple):
+    """What `certify` found out about one image.
+
+    Attributes:
+      label: the certified class, or `ABSTAIN`.
+      radius: certified radius in the smoothing's ground metric, in pixels x
+        fraction of mass; 0.0 with `ABSTAIN`.
+      selected: the class that won the selection, whether or not it was certified.
+      p_lower: lower confidence bound on its probability under the noise.
+      runner_up: upper confidence bound on every other class's probability, or None
+        when `1 - p_lower` stood in for it.
+      selection_votes: `[K]` int, sums to `n0`.
+      votes: `[K]` int, sums to `n`; fresh draws.
+    """
+
+    label: int
+    radius: float
+    selected: int
+    p_lower: float
+    runner_up: float | None
+    selection_votes: np.ndarray
+    votes: np.ndarray
+
+
+class Prediction(NamedTuple):
+    """What `predict` found out about one image.
+
+    Attributes:
+      label: the class the smoothed classifier returns, or `ABSTAIN`.
+      p_value: of "the two leading classes are equally likely".
+      votes: `[K]` int, sums to `n`.
+    """
+
+    label: int
+    p_value: float
+    votes: np.ndarray
+
+
+def check_image(image) -> None:
+    """Refuses images about which no certificate can say anything.
+
+    Args:
+      image: array-like `[H, W, C]`; inspected on the host.
+
+    Raises:
+      ValueError: wrong number of axes, not floating, NaN or infinite or negative
+        pixels, or no mass at all.
+    """
+    pixels = np.asarray(image)
+    if pixels.ndim != 3 or 0 in pixels.shape:
+        raise ValueError(
+            f"An image has shape [H, W, C], got {pixels.shape}. A grayscale image "
+            f"needs a last axis of size 1; of a batch, pass one image at a time."
+        )
+    if not np.issubdtype(pixels.dtype, np.floating):
+        raise ValueError(
+            f"Image pixels are {pixels.dtype}; convert to float32 first, e.g. "
+            f"image.astype(np.float32) / 255."
+        )
+    if not np.isfinite(pixels).all():
+        bad = int(np.size(pixels) - np.isfinite(pixels).sum())
+        raise ValueError(f"{bad} of the image's {pixels.size} pixels are NaN or inf.")
+    if pixels.min() < 0:
+        raise ValueError(
+            f"Pixels are mass and cannot be negative, but the smallest is "
+            f"{pixels.min()}. Undo any standardisation (it belongs to the model, "
+            f"after the noise) and pass pixels in [0, 1]."
+        )
+    if not pixels.sum() > 0:
+        raise ValueError(
+            "The image is all black: it has no mass to move, so its Wasserstein "
+            "distance to other images is undefined. Leave it out."
+        )
+
+
+def predict(
+    key: jax.Array,
+    image: jax.Array,
+    classify: Callable[[jax.Array], jax.Array],
+    smoothing: Smoothing,
+    *,
+    n: int,
+    alpha: float,
+    **counting,
+) -> Prediction:
+    """The smoothed classifier's answer, or `ABSTAIN` when the votes are too close.
+
+    Args:
+      key: used up by this call.
+      image: `[H, W, C]` float, nonnegative, not all zero.
+      classify: base classifier `[B, H, W, C] -> [B, K]` logits.
+      smoothing: noise law and theorem.
+      n: number of votes.
+      alpha: probability of returning a class that is not the most likely one.
+      **counting: `block_size`, `devices`, `backend` of `votes.count_votes`.
+
+    Returns:
+      A `Prediction`.
+
+    Raises:
+      ValueError: a bad argument, a bad image (`check_image`), or a classifier that
+        returns NaN.
+
+    Source: Cohen, Rosenfeld & Kolter 2019, PREDICT; as in the paper's code.
+    """
+    confidence.check_alpha(alpha)
+    check_image(image)
+    counts = _fetch(
+        votes.count_votes(key, image, classify, smoothing.perturb, n=n, **counting), n
+    )
+    return prediction_from_votes(counts, alpha)
+
+
+def prediction_from_votes(counts: np.ndarray, alpha: float) -> Prediction:
+    """`predict` on votes that were counted already; `counts` is `[K]` int."""
+    confidence.check_alpha(alpha)
+    p_value = confidence.top_two_p_value(counts)
+    label = int(np.argmax(counts)) if p_value <= alpha else ABSTAIN
+    return Prediction(label, p_value, counts)
+
+
+def certify(
+    key: jax.Array,
+    image: jax.Array,
+    classify: Callable[[jax.Array], jax.Array],
+    smoothing: Smoothing,
+    *,
+    n0: int,
+    n: int,
+    alpha: float,
+    use_runner_up: bool = False,
+    **counting,
+) -> Certificate:
+    """Certifies one image: no image closer than `radius` gets another answer.
+
+    With probability at least 1 - alpha over the draws, the smoothed classifier (the
+    most likely class of `classify` under the noise) returns `label` at every image
+    with the same mass in every channel whose Wasserstein distance is less than
+    `radius`. This assumes that `classify` is one fixed function of each image.
+
+    Args:
+      key: used up by this call.
+      image: `[H, W, C]` float, nonnegative, not all zero.
+      classify: base classifier `[B, H, W, C] -> [B, K]` logits.
+      smoothing: noise law and theorem.
+      n0: votes that select the class.
+      n: fresh votes that bound its probability.
+      alpha: probability that this one certificate is wrong.
+      use_runner_up: also bound the other classes, at half of `alpha` each side;
+        pays when no class has nearly all votes.
+      **counting: `block_size`, `devices`, `backend` of `votes.count_votes`.
+
+    Returns:
+      A `Certificate`.
+
+    Raises:
+      ValueError: a bad argument, a bad image (`check_image`), or a classifier that
+        returns NaN.
+
+    Source: Levine & Feizi, arXiv:1910.10783, Section 5; Cohen, Rosenfeld & Kolter
+    2019, CERTIFY.
+    """
+    results = certify_each(
+        [(key, image)],
+        classify,
+        smoothing,
+        n0=n0,
+        n=n,
+        alpha=alpha,
+        use_runner_up=use_runner_up,
+        **counting,
+    )
+    return next(results)
+
+
+def certify_each(
+    keys_and_images: Iterable[tuple[jax.Array, jax.Array]],
+    classify: Callable[[jax.Array], jax.Array],
+    smoothing: Smoothing,
+    *,
+    n0: int,
+    n: int,
+    alpha: float,
+    use_runner_up: bool = False,
+    **counting,
+) -> Iterator[Certificate]:
+    """Certifies images one after another, keeping the devices busy in between.
+
+    The votes of the next image are queued before those of the present one are read,
+    so the host's share of the work costs no device time. Every result equals that
+    of `certify` with the same key.
+
+    Args:
+      keys_and_images: pairs `(key, image)`; read one ahead.
+      classify: as in `certify`, and so the others.
+      smoothing: see there.
+      n0: see there.
+      n: see there.
+      alpha: see there.
+      use_runner_up: see there.
+      **counting: see there.
+
+    Yields:
+      One `Certificate` per pair, in order.
+
+    Raises:
+      ValueError: as `certify`.
+    """
+    confidence.check_alpha(alpha)
+    for name, value in (("n0", n0), ("n", n)):
+        if int(value) != value or value < 1:
+            raise ValueError(f"{name}={value!r} is not a positive number of votes.")
+    classify = votes.as_argument(classify)
+
+    def launch(key, image):
+        check_image(image)
+        key_select, key_estimate = jax.random.split(key)
+        return tuple(
+            votes.count_votes(
+                k, image, classify, smoothing.perturb, n=trials, **counting
+            )
+            for k, trials in ((key_select, n0), (key_estimate, n))
+        )
+
+    def conclude(selection, estimation):
+        return certificate_from_votes(
+            _fetch(selection, n0),
+            _fetch(estimation, n),
+            smoothing,
+            alpha=alpha,
+            use_runner_up=use_runner_up,
+        )
+
+    pending = None
+    for key, image in keys_and_images:
+        launched = launch(key, image)
+        if pending is not None:
+            yield conclude(*pending)
+        pending = launched
+    if pending is not None:
+        yield conclude(*pending)
+
+
+def certificate_from_votes(
+    selection_votes: np.ndarray,
+    estimation_votes: np.ndarray,
+    smoothing: Smoothing,
+    *,
+    alpha: float,
+    use_runner_up: bool = False,
+) -> Certificate:
+    """The statistical half of `certify`, on votes that were counted already.
+
+    Args:
+      selection_votes: `[K]` int counts that pick the class.
+      estimation_votes: `[K]` int counts of draws independent of the former.
+      smoothing: noise law and theorem.
+      alpha: probability that this certificate is wrong.
+      use_runner_up: as in `certify`.
+
+    Returns:
+      A `Certificate`.
+
+    Raises:
+      ValueError: `alpha` or the counts are outside their range.
+    """
+    selected = int(np.argmax(selection_votes))
+    n = int(estimation_votes.sum())
+    runner_up = None
+    if use_runner_up:
+        p_lower = float(confidence.lower_bound(estimation_votes[selected], n, alpha / 2))
+        # A union bound over the other classes: all their bounds hold jointly.
+        others = np.delete(estimation_votes, selected)
+        each = alpha / (2 * len(others))
+        runner_up = float(np.max(confidence.upper_bound(others, n, each)))
+        runner_up = min(runner_up, 1.0 - p_lower)
+    else:
+        p_lower = float(confidence.lower_bound(estimation_votes[selected], n, alpha))
+    certified = p_lower > (0.5 if runner_up is None else runner_up)
+    return Certificate(
+        label=selected if certified else ABSTAIN,
+        radius=float(smoothing.radius(p_lower, runner_up)) if certified else 0.0,
+        selected=selected,
+        p_lower=p_lower,
+        runner_up=runner_up,
+        selection_votes=selection_votes,
+        votes=estimation_votes,
+    )
+
+
+def _fetch(counts: jax.Array, n: int) -> np.ndarray:
+    """Waits for counts and checks that every draw voted."""
+    counts = np.asarray(counts)
+    if counts.sum() != n:
+        raise ValueError(
+            f"The classifier returned NaN or infinite logits for {n - counts.sum()} "
+            f"of {n} noisy copies. Check its weights, and that it accepts pixels "
+            f"below 0 and above 1."
+        )
+    return counts

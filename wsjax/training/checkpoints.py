@@ -1,0 +1,127 @@
+"""Checkpoints of training runs, kept by Orbax, and classifiers restored from them.
+
+Orbax writes to a temporary directory and renames it, so a checkpoint exists whole or
+not at all. Beside the arrays lies what they belong to (model, data set, image shape),
+and restoring into anything else is refused before any array is read.
+"""
+
+import json
+import os
+import pathlib
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from wsjax.training.steps import TrainState
+
+_DESCRIPTION = "classifier.json"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is missing, or belongs to another architecture or data set."""
+
+
+class Checkpoints:
+    """The checkpoints of one run directory; the newest two are kept."""
+
+    def __init__(self, workdir: pathlib.Path):
+        """Opens (and creates, if needed) `workdir/checkpoints`."""
+        self._manager = ocp.CheckpointManager(
+            pathlib.Path(workdir).absolute() / "checkpoints",
+            options=ocp.CheckpointManagerOptions(max_to_keep=2),
+        )
+
+    @property
+    def latest_step(self) -> int | None:
+        """Step of the newest checkpoint, None without one."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState) -> None:
+        """Writes a state under its step; returns once it is on disk."""
+        step = int(state.step)
+        if self.latest_step != step:
+            self._manager.save(step, args=ocp.args.StandardSave(state))
+            self._manager.wait_until_finished()
+
+    def restore(self, like: TrainState) -> TrainState:
+        """Reads the newest checkpoint into the structure of `like`.
+
+        Args:
+          like: a state whose arrays give the shapes, dtypes and placement.
+
+        Returns:
+          The saved state.
+
+        Raises:
+          CheckpointError: there is none, or its arrays have other shapes.
+        """
+        if self.latest_step is None:
+            raise CheckpointError(
+                f"There is no checkpoint in {self._manager.directory}. Run train.py "
+                f"with this config and workdir first."
+            )
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        try:
+            restored = self._manager.restore(
+                self.latest_step, args=ocp.args.StandardRestore(abstract)
+            )
+        except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
+            raise CheckpointError(
+                f"The checkpoint of step {self.latest_step} in "
+                f"{self._manager.directory} does not fit this config's model or "
+                f"optimizer, or is damaged: {str(error).strip().splitlines()[0]}"
+            ) from error
+        shapes = [(x.shape, y.shape) for x, y in zip(*map(jax.tree.leaves, (like, restored)))]
+        if any(a != b for a, b in shapes):
+            raise CheckpointError(
+                f"The checkpoint of step {self.latest_step} in "
+                f"{self._manager.directory} has arrays of other shapes than this "
+                f"config's model."
+            )
+        return restored
+
+    def close(self) -> None:
+        """Waits for pending writes and closes."""
+        self._manager.close()
+
+
+def write_description(workdir: pathlib.Path, description: dict[str, Any]) -> None:
+    """Records what a run's checkpoints belong to; see `check_description`."""
+    path = pathlib.Path(workdir) / _DESCRIPTION
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(description, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def check_description(workdir: pathlib.Path, description: dict[str, Any]) -> None:
+    """Refuses checkpoints of another architecture or data set.
+
+    Args:
+      workdir: a run directory.
+      description: what the caller's config describes, as in `write_description`.
+
+    Raises:
+      CheckpointError: nothing was trained there, or something else was; the
+        message names each difference.
+    """
+    path = pathlib.Path(workdir) / _DESCRIPTION
+    if not path.exists():
+        raise CheckpointError(
+            f"No trained classifier in {workdir}: {path.name} is missing. Run "
+            f"train.py with this config and --workdir first, or name a published "
+            f"checkpoint with --config.model.checkpoint=FILE.pth."
+        )
+    saved = json.loads(path.read_text())
+    wanted = json.loads(json.dumps(description))
+    differences = [
+        f"{key}: trained {saved.get(key)!r}, config {wanted.get(key)!r}"
+        for key in sorted(saved.keys() | wanted.keys())
+        if saved.get(key) != wanted.get(key)
+    ]
+    if differences:
+        raise CheckpointError(
+            f"The classifier in {workdir} is not the one this config describes: "
+            + "; ".join(differences)
+            + ". Use the config it was trained with, or another --workdir."
+        )

@@ -1,0 +1,232 @@
+"""The training loop: epochs over a data set, checkpoints, metrics, resumption.
+
+Everything random is a function of the key, the seed, the epoch and the step, and a checkpoint
+holds the whole state, so a run that is killed at any moment and started again ends
+with the same weights, bit for bit, as one that was left alone.
+"""
+
+import logging
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from wsjax.data.batches import epoch_batches
+from wsjax.runs.progress import progress
+from wsjax.runs.signals import StopFlag
+from wsjax.training import steps
+from wsjax.training.checkpoints import Checkpoints
+from wsjax.training.metrics import MetricsWriter
+
+_log = logging.getLogger("wsjax")
+
+_LOG_EVERY = 50  # Steps between readings of the loss; each reading waits for it.
+
+
+def train(
+    workdir: pathlib.Path,
+    module: Any,
+    make_optimizer: Callable[[int], Any],
+    perturb: steps.Perturb | None,
+    train_data: Any,
+    test_data: Any,
+    *,
+    key: jax.Array,
+    seed: int,
+    batch_size: int,
+    num_epochs: int,
+    share_noise: bool = False,
+    augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+    checkpoint_every: int = 1,
+    evaluate_every: int = 1,
+) -> steps.TrainState:
+    """Trains a base classifier in `workdir`, going on from a checkpoint found there.
+
+    Args:
+      workdir: existing directory for checkpoints and metrics.
+      module: Flax classifier.
+      make_optimizer: total number of steps -> Optax transformation.
+      perturb: noise on one image, or None.
+      train_data: `data.Dataset`, or a stream with the same `scale` and the method
+        `batches` (ImageNet).
+      test_data: likewise; only measured on, under one noisy copy per image.
+      key: of initial weights, augmentation and noise; used up.
+      seed: of the order of images.
+      batch_size: images per step, over all devices.
+      num_epochs: passes over the training set.
+      share_noise: see `steps.perturb_batch`.
+      augment: see `steps.make_train_step`.
+      checkpoint_every: epochs between checkpoints; the last is always kept.
+      evaluate_every: epochs between measurements on `test_data`.
+
+    Returns:
+      The final state.
+
+    Raises:
+      runs.signals.Stopped: a signal asked to stop; a checkpoint was written.
+      checkpoints.CheckpointError: `workdir` holds checkpoints of another model.
+    """
+    source = _Source(train_data, batch_size, seed)
+    total_steps = num_epochs * source.steps_per_epoch
+    optimizer = make_optimizer(total_steps)
+    key_init, key_train, key_eval = jax.random.split(key, 3)
+    state = steps.init_state(key_init, module, source.image_shape, optimizer)
+    state = _replicate(state)
+    checkpoints = Checkpoints(workdir)
+    if checkpoints.latest_step is not None:
+        state = checkpoints.restore(state)
+        _log.info("Resuming at step %d of %d.", int(state.step), total_steps)
+    update = steps.make_train_step(
+        module,
+        optimizer,
+        perturb,
+        scale=train_data.scale,
+        share_noise=share_noise,
+        augment=augment,
+    )
+    measure = steps.make_eval_step(module, perturb, scale=test_data.scale)
+    metrics = MetricsWriter(workdir, int(state.step))
+    # The host counts steps itself: reading state.step would wait for the device.
+    step = int(state.step)
+    bar = progress(total=total_steps, initial=step, unit="step", desc="train")
+    pending = []
+    try:
+        with StopFlag() as stop:
+            for epoch in range(step // source.steps_per_epoch, num_epochs):
+                start = step - epoch * source.steps_per_epoch
+                for images, labels in source.batches(epoch, start):
+                    state, values = update(state, key_train, images, labels)
+                    step += 1
+                    pending.append(values)
+                    bar.update()
+                    if step % _LOG_EVERY == 0:
+                        bar.set_postfix(_report(metrics, step, pending), refresh=False)
+                        pending = []
+                    if stop.raised:
+                        checkpoints.save(state)
+                        stop.check()
+                last = epoch + 1 == num_epochs
+                if last or (epoch + 1) % evaluate_every == 0:
+                    accuracy = _noisy_accuracy(
+                        measure, state, jax.random.fold_in(key_eval, epoch), test_data
+                    )
+                    metrics.write(step, {"epoch": epoch + 1, "noisy_accuracy": accuracy})
+                    tqdm.write(f"epoch {epoch + 1}: test accuracy under noise {accuracy:.4f}")
+                if last or (epoch + 1) % checkpoint_every == 0:
+                    checkpoints.save(state)
+    finally:
+        bar.close()
+        metrics.close()
+        checkpoints.close()
+    return state
+
+
+def _report(metrics, step, pending):
+    """Mean of the metrics since the last report, written and returned."""
+    values = jax.device_get(pending)
+    means = {
+        name: float(np.mean([value[name] for value in values])) for name in values[0]
+    }
+    if not np.isfinite(means["loss"]):
+        raise FloatingPointError(
+            f"The training loss became {means['loss']} before step {step}. Lower "
+            f"config.train.learning_rate or the noise level; checkpoints up to the "
+            f"last epoch are kept."
+        )
+    metrics.write(step, means)
+    return {name: f"{value:.3f}" for name, value in means.items()}
+
+
+def _noisy_accuracy(measure, state, key, data, batch_size=500):
+    """Share of test images that are right on one noisy copy each."""
+    if hasattr(data, "images"):
+        starts = range(0, len(data.labels), batch_size)
+        parts = (
+            (data.images[i : i + batch_size], data.labels[i : i + batch_size])
+            for i in starts
+        )
+    else:
+        parts = ((part.images, part.labels) for part in data.batches(batch_size))
+    correct, count = [], 0
+    for index, (images, labels) in enumerate(parts):
+        missing = batch_size - len(labels)
+        count += len(labels)
+        # A label of -1 is never right: the last batch keeps the compiled shape.
+        images = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)), mode="edge")
+        labels = np.pad(labels, (0, missing), constant_values=-1)
+        correct.append(measure(state, jax.random.fold_in(key, index), images, labels))
+    return float(np.sum(jax.device_get(correct)) / count)
+
+
+class _Source:
+    """Batches of a training set, on the devices, from any epoch and step."""
+
+    def __init__(self, data, batch_size, seed):
+        self._data, self._batch_size, self._seed = data, batch_size, seed
+        self._streams = not hasattr(data, "images")
+        self._count = len(data) if self._streams else len(data.labels)
+        self.steps_per_epoch = self._count // batch_size
+        if self.steps_per_epoch < 1:
+            raise ValueError(
+                f"batch_size={batch_size} is more than the {self._count} "
+                f"training images; lower config.train.batch_size."
+            )
+        self._sharding = _batch_sharding(batch_size)
+        if self._streams:
+            self.image_shape = (data.image_size, data.image_size, 3)
+        else:
+            self.image_shape = data.images.shape[1:]
+            # Small sets live on the devices whole; a step then moves indices only.
+            self._images = _replicate(jnp.asarray(data.images))
+            self._labels = _replicate(jnp.asarray(data.labels))
+            self._gather = jax.jit(
+                lambda images, labels, index: (images[index], labels[index])
+            )
+
+    def batches(self, epoch, start_step):
+        """Yields `(images, labels)` of one epoch, from its step `start_step` on."""
+        if self._streams:
+            stream = self._data.train_batches(
+                self._batch_size, seed=self._seed, epoch=epoch, start_step=start_step
+            )
+            for batch in stream:
+                yield jax.device_put((batch.images, batch.labels), self._sharding)
+            return
+        positions = epoch_batches(
+            self._count,
+            self._batch_size,
+            seed=self._seed,
+            epoch=epoch,
+            start_step=start_step,
+        )
+        for index in positions:
+            index = jax.device_put(index.astype(np.int32), self._sharding)
+            yield self._gather(self._images, self._labels, index)
+
+
+def _mesh():
+    return jax.sharding.Mesh(
+        np.array(jax.local_devices()),
+        ("batch",),
+        axis_types=(jax.sharding.AxisType.Auto,),
+    )
+
+
+def _batch_sharding(batch_size):
+    """Splits batches over the local devices; on one device this is a no-op."""
+    count = jax.local_device_count()
+    if batch_size % count:
+        raise ValueError(
+            f"batch_size={batch_size} does not divide among {count} devices; make it "
+            f"a multiple."
+        )
+    return jax.sharding.NamedSharding(_mesh(), jax.sharding.PartitionSpec("batch"))
+
+
+def _replicate(tree):
+    everywhere = jax.sharding.NamedSharding(_mesh(), jax.sharding.PartitionSpec())
+    return jax.device_put(tree, everywhere)

@@ -1,0 +1,386 @@
+"""Exact Wasserstein distances, and plans that move mass from pixel to pixel.
+
+The distance is a linear program, solved on the host in float64 by SciPy's HiGHS. It
+is the judge of attacks and certificates, so it errs by rounding only. Turning a
+transport plan into a flow plan is pure JAX, and safe under `jit`, `vmap`, `grad`.
+
+Distances are in pixels x fraction of the image's total mass: 0.01 is 1 % of the mass
+moved by one pixel. Mass moves within its channel.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wsjax.flow import FlowPlan, flow_shape
+
+# Pixels rounded to float32 are off by 6e-8 of themselves; a hundred such roundings
+# that all err the same way stay below this.
+MASS_TOLERANCE = 1e-5
+
+_SAME = 1e-12  # Less moved mass than this, as a fraction, is float64 rounding.
+_SOLVER = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
+
+
+class TransportPlan(NamedTuple):
+    """Parcels of mass, each with its origin and destination in one channel.
+
+    Attributes:
+      source: `[P, 2]` int, row and column each parcel comes from.
+      target: `[P, 2]` int, row and column it goes to.
+      channel: `[P]` int, the channel it stays in.
+      mass: `[P]` float, what it weighs; zero for padding.
+    """
+
+    source: jax.Array
+    target: jax.Array
+    channel: jax.Array
+    mass: jax.Array
+
+
+def exact_distance(
+    a: jax.Array,
+    b: jax.Array,
+    ground_metric: str = "l1",
+    *,
+    mass_tolerance: float = MASS_TOLERANCE,
+) -> float:
+    """Wasserstein distance between two images of equal mass per channel.
+
+    Channels of `b` whose mass differs from that in `a` by at most `mass_tolerance`
+    are rescaled to agree exactly, which moves the result by at most `mass_tolerance`
+    times the diameter of the image. On MNIST a call takes some 20 ms for "l1" and 20
+    to 250 ms for "l2", depending on how many pixels differ.
+
+    Args:
+      a: `[H, W, C]`, nonnegative and not all zero, in any unit.
+      b: the same shape and unit.
+      ground_metric: "l1" for Manhattan, "l2" for Euclidean distance of pixels.
+      mass_tolerance: largest difference in mass per channel, and largest total of
+        negative pixels, that passes for rounding; a fraction of the mass of `a`.
+
+    Returns:
+      The distance in pixels x fraction of the total mass; 0.0 for equal images.
+
+    Raises:
+      ValueError: shapes differ; a pixel is NaN, infinite or negative; an image is
+        black; or a channel's masses differ.
+
+    Source: Levine & Feizi, arXiv:1910.10783, Section 4, for the Manhattan distance as
+    a flow problem.
+    """
+    if ground_metric == "l1":
+        flow = exact_flow(a, b, mass_tolerance=mass_tolerance)
+        return float(sum(np.abs(edges).sum() for edges in flow))
+    plan = exact_plan(a, b, ground_metric, mass_tolerance=mass_tolerance)
+    return float(plan.mass @ _pixel_distance(plan.source - plan.target, ground_metric))
+
+
+def exact_flow(
+    a: jax.Array, b: jax.Array, *, mass_tolerance: float = MASS_TOLERANCE
+) -> FlowPlan:
+    """A cheapest flow plan from one image to another: the "l1" distance, edge by edge.
+
+    With `m` the mass of `a`, `apply_flow(a / m, plan)` is `b / m` and `flow_cost(plan)`
+    the distance. There may be several such plans.
+
+    Args:
+      a: as in `exact_distance`, as are `b` and `mass_tolerance`.
+      b: the image to reach.
+      mass_tolerance: see `exact_distance`.
+
+    Returns:
+      `FlowPlan` of NumPy float64 arrays, in fractions of the mass of `a`.
+
+    Raises:
+      ValueError: as `exact_distance`.
+
+    Source: Beckmann's form of the problem: minimise the L1 norm of the flow subject
+    to its divergence, Levine & Feizi, arXiv:1910.10783, Section 4.
+    """
+    excess = _excess(a, b, mass_tolerance)
+    flow = FlowPlan(*(np.zeros(shape) for shape in flow_shape(excess.shape)))
+    for channel in range(excess.shape[2]):
+        surplus = excess[:, :, channel]
+        moved = np.abs(surplus).sum() / 2
+        if moved > _SAME:
+            vertical, horizontal = _cheapest_flow(surplus / moved)
+            flow.vertical[:, :, channel] = moved * vertical
+            flow.horizontal[:, :, channel] = moved * horizontal
+    return flow
+
+
+def exact_plan(
+    a: jax.Array,
+    b: jax.Array,
+    ground_metric: str = "l1",
+    *,
+    mass_tolerance: float = MASS_TOLERANCE,
+) -> TransportPlan:
+    """A cheapest transport plan from one image to another.
+
+    Mass that both images have in a pixel stays there and is not listed: under a
+    metric, moving it cannot help.
+
+    Args:
+      a: as in `exact_distance`, as are the other arguments.
+      b: the image to reach.
+      ground_metric: "l1" or "l2".
+      mass_tolerance: see `exact_distance`.
+
+    Returns:
+      `TransportPlan` of NumPy arrays, mass in fractions of the mass of `a`.
+
+    Raises:
+      ValueError: as `exact_distance`, or another ground metric.
+    """
+    excess = _excess(a, b, mass_tolerance)
+    _pixel_distance(np.zeros((0, 2)), ground_metric)  # Refuses unknown names.
+    parcels = [_no_parcels()]
+    for channel in range(excess.shape[2]):
+        surplus = excess[:, :, channel]
+        moved = np.abs(surplus).sum() / 2
+        if moved > _SAME:
+            source, target = np.argwhere(surplus > 0), np.argwhere(surplus < 0)
+            cost = _pixel_distance(source[:, None] - target, ground_metric)
+            give, take = surplus[surplus > 0] / moved, -surplus[surplus < 0] / moved
+            i, j, mass = _cheapest_plan(cost, give, take)
+            where = np.full(len(mass), channel)
+            parcels.append(TransportPlan(source[i], target[j], where, moved * mass))
+    return TransportPlan(*map(np.concatenate, zip(*parcels)))
+
+
+def dual_bound(
+    potential: np.ndarray,
+    a: jax.Array,
+    b: jax.Array,
+    ground_metric: str = "l1",
+    *,
+    mass_tolerance: float = MASS_TOLERANCE,
+) -> float:
+    """Lower bound on the distance of two images from any potential.
+
+    By Kantorovich duality no 1-Lipschitz potential changes its mean by more than the
+    distance. Each channel of `potential` is divided by its exact Lipschitz constant,
+    which for "l2" takes all pairs of pixels: seconds for a 100 x 100 image.
+
+    Args:
+      potential: `[H, W, C]` float.
+      a: as in `exact_distance`, as are the other arguments.
+      b: the other image.
+      ground_metric: "l1" or "l2".
+      mass_tolerance: see `exact_distance`.
+
+    Returns:
+      A number that does not exceed `exact_distance(a, b, ground_metric)`.
+
+    Raises:
+      ValueError: as `exact_distance`, or `potential` has another shape.
+    """
+    excess = _excess(a, b, mass_tolerance)
+    potential = np.asarray(potential, np.float64)
+    if potential.shape != excess.shape:
+        raise ValueError(
+            f"potential has shape {potential.shape}, the images {excess.shape}."
+        )
+    bound = 0.0
+    for channel in range(excess.shape[2]):
+        steepest = _lipschitz(potential[:, :, channel], ground_metric)
+        change = np.abs((potential * excess)[:, :, channel].sum())
+        bound += change / steepest if steepest > 0 else 0.0
+    return float(bound)
+
+
+def transport_cost(plan: TransportPlan, ground_metric: str = "l1") -> jax.Array:
+    """What a transport plan pays: mass times distance, summed over parcels.
+
+    Args:
+      plan: any plan.
+      ground_metric: "l1" or "l2".
+
+    Returns:
+      Scalar in pixels x the unit of `plan.mass`.
+
+    Raises:
+      ValueError: another ground metric.
+    """
+    mass = jnp.asarray(plan.mass)
+    distance = _pixel_distance(plan.source - plan.target, ground_metric, jnp)
+    return (mass * distance.astype(mass.dtype)).sum()
+
+
+def flow_from_transport(
+    plan: TransportPlan, image_shape: tuple[int, int, int]
+) -> FlowPlan:
+    """Carries every parcel along pixel edges: down or up first, then sideways.
+
+    Each parcel pays its Manhattan distance. Parcels that cross an edge in opposite
+    directions cancel, hence, up to rounding,
+
+      * applying the flow does what the plan does, and
+      * `flow_cost(flow) <= transport_cost(plan, "l1")`, with equality when no two
+        parcels cross an edge in opposite directions; an optimal plan has none.
+
+    Takes O(P + H W C) time and memory.
+
+    Args:
+      plan: parcels within the image; indices are not checked.
+      image_shape: `(H, W, C)`, static under `jit`.
+
+    Returns:
+      `FlowPlan` in the unit and dtype of `plan.mass`.
+
+    Raises:
+      ValueError: `image_shape` is not three positive sizes.
+    """
+    flow_shape(image_shape)
+    mass, channel = jnp.asarray(plan.mass), plan.channel
+    (row, column), (new_row, new_column) = plan.source.T, plan.target.T
+    empty = jnp.zeros(image_shape, mass.dtype)
+    # Running sums: a parcel is on the edges between where it joins and where it
+    # leaves, with a minus sign if it leaves before it joins.
+    down = empty.at[row, column, channel].add(mass)
+    down = down.at[new_row, column, channel].add(-mass)
+    right = empty.at[new_row, column, channel].add(mass)
+    right = right.at[new_row, new_column, channel].add(-mass)
+    return FlowPlan(jnp.cumsum(down, axis=0)[:-1], jnp.cumsum(right, axis=1)[:, :-1])
+
+
+def _excess(a, b, mass_tolerance):
+    """Checks two images; mass of `a` minus mass of `b`, as fractions, float64."""
+    a, b = (np.asarray(image, np.float64) for image in (a, b))
+    flow_shape(a.shape)
+    if a.shape != b.shape:
+        raise ValueError(f"The images have different shapes: {a.shape} and {b.shape}.")
+    for name, image in (("a", a), ("b", b)):
+        if not np.isfinite(image).all():
+            raise ValueError(f"Image {name} has NaN or infinite pixels.")
+        negative = -image.clip(max=0).sum()
+        if negative > mass_tolerance * image.sum():
+            raise ValueError(
+                f"Image {name} has negative pixels down to {image.min():.3g}, "
+                f"{negative:.3g} in all. Mass is nonnegative: clip the image at zero "
+                f"and restore the mass of its channels."
+            )
+        if not image.any():
+            raise ValueError(f"Image {name} is all black: there is no mass to move.")
+    total = a.sum()
+    mass_a, mass_b = a.sum((0, 1)) / total, b.sum((0, 1)) / total
+    worst = np.abs(mass_a - mass_b).argmax()
+    if np.abs(mass_a - mass_b)[worst] > mass_tolerance:
+        raise ValueError(
+            f"Channel {worst} has {mass_a[worst]:.6g} of the mass of a and "
+            f"{mass_b[worst]:.6g} in b; they may differ by {mass_tolerance:g}. The "
+            f"distance is between images of equal mass in each channel. To compare "
+            f"them all the same, rescale: b * (a.sum((0, 1)) / b.sum((0, 1)))."
+        )
+    # A channel that is black in one image is, within tolerance, black in both.
+    inked = (mass_a > 0) & (mass_b > 0)
+    share = np.where(inked, mass_a, 0) / np.where(inked, mass_b, 1)
+    return np.where(inked, a / total - b / total * share, 0)
+
+
+def _cheapest_flow(surplus):
+    """Minimum-cost flow on the grid that carries off `surplus` `[H, W]`."""
+    from scipy import optimize, sparse
+
+    height, width = surplus.shape
+    pixel = np.arange(height * width).reshape(height, width)
+    start = np.concatenate([pixel[:-1].ravel(), pixel[:, :-1].ravel()])
+    end = np.concatenate([pixel[1:].ravel(), pixel[:, 1:].ravel()])
+    edges = np.arange(len(start))
+    leaves = sparse.csc_array(
+        (np.repeat([1.0, -1.0], len(edges)), (np.r_[start, end], np.r_[edges, edges])),
+        shape=(height * width, len(edges)),
+    )
+    # The last pixel's balance follows from the others'; as an equation it would only
+    # add rounding.
+    balance = sparse.hstack([leaves, -leaves], format="csc")[:-1]
+    answer = optimize.linprog(
+        np.ones(2 * len(edges)),
+        A_eq=balance,
+        b_eq=surplus.ravel()[:-1],
+        method="highs-ds",
+        options=_SOLVER,
+    )
+    assert answer.status == 0, answer.message
+    flow = answer.x[: len(edges)] - answer.x[len(edges) :]
+    vertical = flow[: (height - 1) * width].reshape(height - 1, width)
+    return vertical, flow[vertical.size :].reshape(height, width - 1)
+
+
+def _cheapest_plan(cost, give, take):
+    """Transport from `give` `[n]` to `take` `[m]` at the least `cost` `[n, m]`.
+
+    Most pairs of pixels are too far apart to be used, so the program starts with near
+    pairs only, and with a penalty for mass that these cannot place. Its prices then
+    tell which of the other pairs could help; those join, until there are none: the
+    prices prove that the plan is optimal among all pairs.
+    """
+    from scipy import optimize, sparse
+
+    n, m = cost.shape
+    listed = _smallest(cost, 16)
+    # Paid by an unplaced parcel at both ends: twice the cost of the farthest pair.
+    penalty = np.full(n + m, cost.max())
+    while True:
+        i, j = np.nonzero(listed)
+        pairs = np.arange(len(i))
+        sums = sparse.csc_array(
+            (np.ones(2 * len(i)), (np.r_[i, n + j], np.r_[pairs, pairs]))
+        )
+        answer = optimize.linprog(
+            np.r_[cost[i, j], penalty],
+            A_eq=sparse.hstack([sums, sparse.eye_array(n + m)], format="csc"),
+            b_eq=np.r_[give, take],
+            method="highs-ds",
+            options=_SOLVER,
+        )
+        assert answer.status == 0, answer.message
+        prices = answer.eqlin.marginals
+        reduced = np.where(listed, 0, cost - prices[:n, None] - prices[n:])
+        helpful = reduced < -1e-9
+        if not helpful.any():
+            mass = answer.x[: len(i)]
+            return i[mass > 0], j[mass > 0], mass[mass > 0]
+        listed |= helpful & _smallest(reduced, 4)
+
+
+def _smallest(matrix, count):
+    """Marks the `count` smallest entries of every row and of every column."""
+    rows = np.sort(matrix, axis=1)[:, [min(count, matrix.shape[1]) - 1]]
+    columns = np.sort(matrix, axis=0)[[min(count, matrix.shape[0]) - 1]]
+    return (matrix <= rows) | (matrix <= columns)
+
+
+def _pixel_distance(step, ground_metric, xp=np):
+    if ground_metric == "l1":
+        return xp.abs(step).sum(-1)
+    if ground_metric == "l2":
+        return xp.hypot(step[..., 0] * 1.0, step[..., 1] * 1.0)
+    raise ValueError(
+        f"ground_metric={ground_metric!r} is neither 'l1' (Manhattan) nor 'l2' "
+        f"(Euclidean)."
+    )
+
+
+def _lipschitz(potential, ground_metric):
+    """Largest slope of a potential `[H, W]` between any two pixels."""
+    if ground_metric == "l1":
+        # Neighbours suffice: a path of adjacent pixels has the Manhattan length.
+        steps = [np.diff(potential, axis=axis).ravel() for axis in (0, 1)]
+        return np.abs(np.concatenate([[0.0], *steps])).max()
+    pixels = np.argwhere(np.ones_like(potential))
+    values = potential.ravel()
+    steepest = 0.0
+    for n in range(1, len(pixels)):
+        distance = _pixel_distance(pixels[:n] - pixels[n], ground_metric)
+        steepest = max(steepest, (np.abs(values[:n] - values[n]) / distance).max())
+    return steepest
+
+
+def _no_parcels():
+    none = np.zeros((0, 2), np.int64)
+    return TransportPlan(none, none, none[:, 0], np.zeros(0))
