@@ -18,15 +18,17 @@ from wsjax.runs import config as configs
 from wsjax.runs.progress import progress
 from wsjax.runs.signals import StopFlag
 
-
 _log = logging.getLogger("wsjax")
 
 
 def main(config, workdir):
     examples = experiment.Examples(config["data"], "test")
     indices = experiment.chosen_indices(config["data"], len(examples))
-    classify = experiment.restore_classifier(config, workdir, examples)
     smoothing = experiment.make_smoothing(config)
+    protocol = config["certify"]
+    wsjax.smoothing.check_protocol(**{k: protocol[k] for k in ("n0", "n", "alpha")})
+    trained = cli.trained_dir(workdir)
+    classify = experiment.restore_classifier(config, trained, examples)
     manifest.record(
         workdir,
         "certify",
@@ -41,7 +43,7 @@ def main(config, workdir):
         todo = [index for index in indices if index not in writer.done]
         # One key per image: a row does not depend on which others are run.
         pairs = ((jax.random.fold_in(run_key, i), examples.checked(i)) for i in todo)
-        results = wsjax.certify_each(pairs, classify, smoothing, **config["certify"])
+        results = wsjax.certify_each(pairs, classify, smoothing, **protocol)
         bar = progress(todo, desc="certify", unit="image")
         before = time.perf_counter()
         for index, certificate in zip(bar, results):

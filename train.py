@@ -9,11 +9,9 @@ Then run certify.py and attack.py with the same config and workdir.
 
 import logging
 
-
 from wsjax.runs import cli, experiment, manifest, streams
 from wsjax.runs import config as configs
 from wsjax.training import checkpoints, loop
-
 
 _log = logging.getLogger("wsjax")
 
@@ -22,6 +20,12 @@ def main(config, workdir):
     train_set = experiment.Examples(config["data"], "train")
     test_set = experiment.Examples(config["data"], "test")
     settings = config["train"]
+    # Everything is built before anything is recorded: a run directory should not
+    # remember a config that cannot work.
+    smoothing = experiment.make_smoothing(config)
+    module = experiment.make_model(config["model"], train_set.num_classes)
+    augment = experiment.make_augment(settings["augment"])
+    experiment.make_optimizer(settings, 1)
     manifest.record(
         workdir,
         "train",
@@ -30,10 +34,9 @@ def main(config, workdir):
         may_differ=configs.MAY_DIFFER,
     )
     checkpoints.write_description(workdir, experiment.description(config, train_set))
-    smoothing = experiment.make_smoothing(config)
     loop.train(
         workdir,
-        experiment.make_model(config["model"], train_set.num_classes),
+        module,
         lambda total_steps: experiment.make_optimizer(settings, total_steps),
         smoothing.perturb if settings["noisy"] else None,
         train_set.data,
@@ -43,7 +46,7 @@ def main(config, workdir):
         batch_size=settings["batch_size"],
         num_epochs=settings["num_epochs"],
         share_noise=settings["share_noise"],
-        augment=experiment.make_augment(settings["augment"]),
+        augment=augment,
         checkpoint_every=settings["checkpoint_every"],
         evaluate_every=settings["evaluate_every"],
     )

@@ -83,7 +83,7 @@ def run(script, workdir, noise, sigma, arguments):
         *arguments.override,
     ]
     print(" ".join(command[1:]), flush=True)
-    done = subprocess.run(command)
+    done = subprocess.run(command, check=False)
     if done.returncode:
         sys.exit(done.returncode)
 

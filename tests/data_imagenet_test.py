@@ -65,6 +65,19 @@ class ImageNetFolderTest(parameterized.TestCase):
         self.assertEqual(images.labels.dtype, np.int32)
         self.assertEqual((images.num_classes, images.scale), (3, 255))
 
+    def test_classes_are_sorted_whatever_the_file_system_says(self):
+        content = encoded(photograph(0))
+        for letter in "qwertyuiopasdfghjklzxcvbnm":
+            (self.dir / "letters" / "train" / letter).mkdir(parents=True)
+            path = self.dir / "letters" / "train" / letter / f"{letter}.jpg"
+            path.write_bytes(content)
+
+        images = data.ImageNetFolder(self.dir / "letters", "train")
+
+        self.assertEqual("".join(images.classes), "abcdefghijklmnopqrstuvwxyz")
+        self.assertEqual(images.file_name(2), "c.jpg")
+        np.testing.assert_array_equal(images.labels, range(26))
+
     def test_labels_of_both_splits_mean_the_same_classes(self):
         images = self.open("test")
 
@@ -163,6 +176,8 @@ class ImageNetFolderTest(parameterized.TestCase):
         with self.assertRaisesRegex(FileNotFoundError, "test split.*val or .*validat"):
             self.open("test")
         self.open("train")
+        with self.assertRaisesRegex(FileNotFoundError, "dir=None"):
+            data.ImageNetFolder(None, "train")
 
     def test_validation_images_in_one_folder_are_explained(self):
         for folder in list((self.dir / "val").iterdir()):
@@ -216,11 +231,11 @@ class ImageNetTfdsTest(absltest.TestCase):
             {"image": content, "label": np.int64(10 * i), "file_name": b"n%d.JPEG" % i}
             for i, content in enumerate(contents)
         ]
-        with mock.patch.object(tfds_source, "open_records") as open_records:
-            open_records.return_value = records
+        with mock.patch.object(tfds_source, "open_sequence") as open_sequence:
+            open_sequence.return_value = records
             images = data.ImageNetTfds(self.dir, "test", image_size=24, resize=28)
 
-        self.assertEqual(open_records.call_args.args[1], "validation")
+        self.assertEqual(open_sequence.call_args.args[1], "validation")
         self.assertEqual((len(images), images.num_classes), (3, 1000))
         self.assertEqual(images.file_name(2), "n2.JPEG")
         (batch,) = images.batches(4)
@@ -229,11 +244,16 @@ class ImageNetTfdsTest(absltest.TestCase):
             expected = pictures.resize_and_crop(pictures.decode(content, ""), 28, 24)
             np.testing.assert_array_equal(image, expected)
 
-    def test_records_without_random_access_are_refused(self):
-        with mock.patch.object(tfds_source, "open_records") as open_records:
-            open_records.return_value = iter([])
-            with self.assertRaisesRegex(ValueError, "array_record"):
-                data.ImageNetTfds(self.dir, "test")
+    def test_format_without_random_access_is_refused(self):
+        for info in self.dir.glob("*/*/dataset_info.json"):
+            info.write_text('{"fileFormat": "tfrecord"}')
+
+        with self.assertRaisesRegex(ValueError, "from start to end.*array_record"):
+            data.ImageNetTfds(self.dir, "test")
+
+    def test_unprepared_says_what_to_run(self):
+        with self.assertRaisesRegex(FileNotFoundError, "download_and_prepare"):
+            data.ImageNetTfds(self.dir / "elsewhere", "test")
 
 
 class PicturesTest(parameterized.TestCase):
@@ -307,9 +327,10 @@ class PicturesTest(parameterized.TestCase):
         self.assertBetween(np.mean(mirrored), 0.4, 0.6)
 
     def test_missing_package_names_the_extra(self):
-        with mock.patch.dict(sys.modules, {"PIL": None}):
-            with self.assertRaisesRegex(ImportError, r"wsjax\[train\]"):
-                pictures.decode(b"", "x")
+        self.enter_context(mock.patch.dict(sys.modules, {"PIL": None}))
+
+        with self.assertRaisesRegex(ImportError, r"wsjax\[train\]"):
+            pictures.decode(b"", "x")
 
 
 class ReadGroupsTest(parameterized.TestCase):
@@ -318,7 +339,7 @@ class ReadGroupsTest(parameterized.TestCase):
             time.sleep(0.01 * (key % 3 == 0))
             return -key
 
-        groups = [range(0, 5), range(5, 6), range(6, 11)]
+        groups = [range(5), range(5, 6), range(6, 11)]
 
         actual = list(prefetch.read_groups(read, groups, num_threads=4, ahead=2))
 

@@ -180,18 +180,17 @@ class TfdsSourceTest(parameterized.TestCase):
 
     def test_tfrecord_without_tensorflow_says_what_it_needs(self):
         self.set_format("tfrecord")
+        self.enter_context(mock.patch.dict(sys.modules, {"tensorflow": None}))
 
-        with mock.patch.object(tfds, "builder_from_directory") as build:
-            build.return_value.as_dataset.side_effect = ImportError("no tensorflow")
-            with self.assertRaisesRegex(ImportError, "tfrecord.*needs TensorFlow"):
-                self.load("mnist", "test")
+        with self.assertRaisesRegex(ImportError, "tfrecord.*needs TensorFlow"):
+            self.load("mnist", "test")
 
     def test_missing_tfds_names_the_extra(self):
         prepare(self.dir, "mnist", self.arrays["mnist"])
+        self.enter_context(mock.patch.dict(sys.modules, {"tensorflow_datasets": None}))
 
-        with mock.patch.dict(sys.modules, {"tensorflow_datasets": None}):
-            with self.assertRaisesRegex(ImportError, r"wsjax\[tfds\]"):
-                self.load("mnist", "test")
+        with self.assertRaisesRegex(ImportError, r"wsjax\[tfds\]"):
+            self.load("mnist", "test")
 
     def set_format(self, file_format):
         """Prepares MNIST, then claims another format for it."""

@@ -6,6 +6,7 @@ jax, numpy and scipy only. Models, training, data and attacks live in subpackage
 that are imported by name.
 """
 
+from wsjax._version import __version__
 from wsjax.fast_random import make_key
 from wsjax.flow import (
     FlowPlan,
@@ -30,8 +31,6 @@ from wsjax.smoothing import (
 )
 from wsjax.votes import count_votes
 
-__version__ = "0.1.0"
-
 __all__ = [
     "ABSTAIN",
     "Certificate",
@@ -42,6 +41,7 @@ __all__ = [
     "PixelLaplace",
     "Prediction",
     "Smoothing",
+    "__version__",
     "apply_flow",
     "certify",
     "certify_each",

@@ -18,6 +18,7 @@ Arithmetic is float64 on the host, numbers or arrays; each result is rounded dow
 """
 
 import math
+import numbers
 
 import numpy as np
 from scipy import special
@@ -44,7 +45,7 @@ def _probabilities(p_lower, runner_up):
 
 
 def _check_spread(name: str, value: float) -> None:
-    if not (np.isscalar(value) and 0 < value < math.inf):
+    if not (isinstance(value, numbers.Real) and 0 < value < math.inf):
         raise ValueError(f"{name}={value!r} is not a positive finite number.")
 
 

@@ -4,6 +4,8 @@ The device counts in integers; everything after that happens here, because the s
 formulas in float32 claim too much. Each bound errs on the safe side of its rounding.
 """
 
+import numbers
+
 import numpy as np
 from scipy import special
 
@@ -14,7 +16,7 @@ _SLACK = 1e-12
 
 def check_alpha(alpha: float) -> None:
     """Raises ValueError unless `alpha` is a number in (0, 1/2)."""
-    if not (np.isscalar(alpha) and 0 < alpha < 0.5):
+    if not (isinstance(alpha, numbers.Real) and 0 < alpha < 0.5):
         raise ValueError(
             f"alpha={alpha!r} is outside (0, 0.5). alpha is the probability that the "
             f"statement is wrong: 95% confidence is alpha=0.05, not 0.95."

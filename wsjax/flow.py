@@ -4,13 +4,15 @@ Everything here is pure and safe under `jit`, `vmap` and `grad`. Functions act o
 one image `[H, W, C]` of any size, floating dtype kept; callers `vmap` over batches.
 """
 
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 
+Edges = TypeVar("Edges")  # Arrays, or the shapes of arrays.
 
-class FlowPlan(NamedTuple):
+
+class FlowPlan(NamedTuple, Generic[Edges]):
     """A local flow plan delta: one signed real per pair of adjacent pixels.
 
     Positive entries carry mass down (`vertical`) or right (`horizontal`), within a
@@ -26,11 +28,11 @@ class FlowPlan(NamedTuple):
       horizontal: mass moved from pixel `[i, j]` to `[i, j+1]`.
     """
 
-    vertical: jax.Array
-    horizontal: jax.Array
+    vertical: Edges
+    horizontal: Edges
 
 
-def flow_shape(image_shape: tuple[int, ...], wrap: bool = False) -> FlowPlan:
+def flow_shape(image_shape: tuple[int, ...], wrap: bool = False) -> FlowPlan[tuple]:
     """Shapes of the two edge arrays of a plan on an image.
 
     Args:
@@ -54,7 +56,7 @@ def flow_shape(image_shape: tuple[int, ...], wrap: bool = False) -> FlowPlan:
     return FlowPlan((height - 1, width, channels), (height, width - 1, channels))
 
 
-def apply_flow(image: jax.Array, flow: FlowPlan) -> jax.Array:
+def apply_flow(image: jax.Array, flow: FlowPlan[jax.Array]) -> jax.Array:
     """Moves mass along `flow`: the map x -> Delta(x, delta) of the paper.
 
     Mass leaving a pixel arrives at a neighbour in the same channel. Hence, up to
@@ -84,7 +86,7 @@ def apply_flow(image: jax.Array, flow: FlowPlan) -> jax.Array:
     return image - divergence(flow, image.shape)
 
 
-def divergence(flow: FlowPlan, image_shape: tuple[int, ...]) -> jax.Array:
+def divergence(flow: FlowPlan[jax.Array], image_shape: tuple[int, ...]) -> jax.Array:
     """Net mass that leaves each pixel under `flow`; sums to zero in each channel.
 
     `apply_flow(image, flow) == image - divergence(flow, image.shape)`. It is the
@@ -101,7 +103,7 @@ def divergence(flow: FlowPlan, image_shape: tuple[int, ...]) -> jax.Array:
     Raises:
       ValueError: `flow` belongs to another image shape.
     """
-    given = FlowPlan(*(edges.shape for edges in flow))
+    given = FlowPlan(flow.vertical.shape, flow.horizontal.shape)
     bordered = flow_shape(image_shape)
     wrapped = flow_shape(image_shape, wrap=True)
     if given == bordered:
@@ -122,7 +124,7 @@ def divergence(flow: FlowPlan, image_shape: tuple[int, ...]) -> jax.Array:
     )
 
 
-def potential_gradient(potential: jax.Array, wrap: bool = False) -> FlowPlan:
+def potential_gradient(potential: jax.Array, wrap: bool = False) -> FlowPlan[jax.Array]:
     """Differences of a potential along every edge: end minus start.
 
     By duality, moving mass along `flow` changes `sum(potential * image)` by the
@@ -149,7 +151,7 @@ def potential_gradient(potential: jax.Array, wrap: bool = False) -> FlowPlan:
     return FlowPlan(jnp.diff(potential, axis=0), jnp.diff(potential, axis=1))
 
 
-def flow_cost(flow: FlowPlan) -> jax.Array:
+def flow_cost(flow: FlowPlan[jax.Array]) -> jax.Array:
     """L1 norm of a plan: the Manhattan cost of the transport it performs.
 
     Args:

@@ -11,6 +11,7 @@ on one image; `votes.count_votes` maps them over many.
 
 import dataclasses
 import math
+import numbers
 
 import jax
 import jax.numpy as jnp
@@ -75,7 +76,7 @@ class NoiseLaw:
     sigma: float
 
     def __post_init__(self):
-        if not (isinstance(self.sigma, (int, float)) and 0 < self.sigma < math.inf):
+        if not (isinstance(self.sigma, numbers.Real) and 0 < self.sigma < math.inf):
             raise ValueError(
                 f"sigma={self.sigma!r} is not a positive finite number. sigma is a "
                 f"standard deviation as a fraction of the image's mass; 0.005 to "

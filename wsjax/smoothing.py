@@ -203,6 +203,27 @@ def check_image(image) -> None:
         )
 
 
+def check_protocol(*, n0: int, n: int, alpha: float) -> None:
+    """Refuses numbers of votes and levels with which nothing can be certified.
+
+    Args:
+      n0: votes that select the class.
+      n: votes that bound its probability.
+      alpha: probability that a certificate is wrong.
+
+    Raises:
+      ValueError: `n0` or `n` is not a positive whole number, or `alpha` is outside
+        (0, 1/2).
+    """
+    confidence.check_alpha(alpha)
+    for name, value in (("n0", n0), ("n", n)):
+        if int(value) != value or value < 1:
+            raise ValueError(
+                f"{name}={value!r} is not a positive whole number of votes; the paper "
+                f"uses n0=1000 to select a class and n=10000 to bound it."
+            )
+
+
 def predict(
     key: jax.Array,
     image: jax.Array,
@@ -336,10 +357,7 @@ def certify_each(
     Raises:
       ValueError: as `certify`.
     """
-    confidence.check_alpha(alpha)
-    for name, value in (("n0", n0), ("n", n)):
-        if int(value) != value or value < 1:
-            raise ValueError(f"{name}={value!r} is not a positive number of votes.")
+    check_protocol(n0=n0, n=n, alpha=alpha)
     classify = votes.as_argument(classify)
 
     def launch(key, image):
@@ -398,7 +416,9 @@ def certificate_from_votes(
     n = int(estimation_votes.sum())
     runner_up = None
     if use_runner_up:
-        p_lower = float(confidence.lower_bound(estimation_votes[selected], n, alpha / 2))
+        p_lower = float(
+            confidence.lower_bound(estimation_votes[selected], n, alpha / 2)
+        )
         # A union bound over the other classes: all their bounds hold jointly.
         others = np.delete(estimation_votes, selected)
         each = alpha / (2 * len(others))
@@ -420,11 +440,11 @@ def certificate_from_votes(
 
 def _fetch(counts: jax.Array, n: int) -> np.ndarray:
     """Waits for counts and checks that every draw voted."""
-    counts = np.asarray(counts)
-    if counts.sum() != n:
+    votes_of = np.asarray(counts)
+    if votes_of.sum() != n:
         raise ValueError(
-            f"The classifier returned NaN or infinite logits for {n - counts.sum()} "
+            f"The classifier returned NaN or infinite logits for {n - votes_of.sum()} "
             f"of {n} noisy copies. Check its weights, and that it accepts pixels "
             f"below 0 and above 1."
         )
-    return counts
+    return votes_of

@@ -124,7 +124,7 @@ def _block_votes(block, num_classes, classify, perturb, keys_from, image, n, siz
     return jnp.sum(hits & valid[:, None], axis=0, dtype=jnp.int32)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _counter(block_size, num_classes, devices, backend):
     """The compiled counting loop for one layout of blocks over devices."""
     stride = len(devices)

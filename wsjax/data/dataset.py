@@ -59,8 +59,8 @@ def checksum_of(images: np.ndarray, labels: np.ndarray) -> str:
     Returns:
       SHA-256 of the images' bytes followed by the labels' bytes, 64 hex digits.
     """
-    digest = hashlib.sha256(np.ascontiguousarray(images))
-    digest.update(np.ascontiguousarray(labels, "<i4"))
+    digest = hashlib.sha256(np.ascontiguousarray(images).data)
+    digest.update(np.ascontiguousarray(labels, "<i4").data)
     return digest.hexdigest()
 
 

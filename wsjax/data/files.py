@@ -17,14 +17,15 @@ import os
 import pathlib
 import tarfile
 import zlib
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from wsjax.data.dataset import Dataset, make_dataset
 from wsjax.data.known import KNOWN, KnownSet, RawFile, whose_file
 
-_OPENERS = {"": open, ".gz": gzip.open, ".xz": lzma.open}
+_OPENERS: dict[str, Callable[..., Any]] = {"": open, ".gz": gzip.open, ".xz": lzma.open}
 _DAMAGE = (
     EOFError,
     zlib.error,
@@ -156,9 +157,10 @@ def _unpack_archive(path: pathlib.Path, limits: dict[RawFile, int]) -> list[byte
     try:
         with tarfile.open(path) as archive:
             for member in archive:
+                file = archive.extractfile(member) if member.isfile() else None
                 for raw, limit in limits.items():
-                    if member.isfile() and pathlib.Path(member.name).name == raw.name:
-                        contents[raw] = archive.extractfile(member).read(limit)
+                    if file and pathlib.PurePosixPath(member.name).name == raw.name:
+                        contents[raw] = file.read(limit)
                 if len(contents) == len(limits):
                     break
     except _DAMAGE as error:

@@ -28,7 +28,7 @@ class ImageNetFolder(ImageStream):
 
     def __init__(
         self,
-        dir: str | os.PathLike,
+        dir: str | os.PathLike | None,
         split: str,
         *,
         image_size: int = 224,
@@ -45,7 +45,7 @@ class ImageNetFolder(ImageStream):
           min_area: smallest share of a photograph in a training view.
 
         Raises:
-          FileNotFoundError: no such folder.
+          FileNotFoundError: no such folder, or `dir` is None.
           ValueError: no class folders, an empty one, or one that `train` lacks.
         """
         super().__init__(split, image_size, resize, min_area)
@@ -99,7 +99,7 @@ class ImageNetTfds(ImageStream):
 
     def __init__(
         self,
-        dir: str | os.PathLike,
+        dir: str | os.PathLike | None,
         split: str,
         *,
         image_size: int = 224,
@@ -116,22 +116,17 @@ class ImageNetTfds(ImageStream):
           min_area: smallest share of a photograph in a training view.
 
         Raises:
-          FileNotFoundError: not prepared under `dir`.
+          FileNotFoundError: not prepared under `dir`, or `dir` is None.
           ValueError: prepared in another format.
           ImportError: tfds or array_record is missing.
         """
         super().__init__(split, image_size, resize, min_area)
         self._folder = tfds_source.find_prepared("imagenet2012", dir)
-        self._records = tfds_source.open_records(
+        self._records = tfds_source.open_sequence(
             self._folder,
             "train" if split == "train" else "validation",
             decode_images=False,
         )
-        if not hasattr(self._records, "__getitem__"):
-            raise ValueError(
-                f"{self._folder} is prepared as tfrecord, which can only be read from "
-                f"start to end. Prepare with file_format='array_record'."
-            )
         self.num_classes = 1000
         info = (self._folder / "dataset_info.json").read_bytes()
         self.checksum = hashlib.sha256(info).hexdigest()
@@ -153,8 +148,13 @@ def _text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def _split_folder(dir: str | os.PathLike, split: str) -> pathlib.Path:
+def _split_folder(dir: str | os.PathLike | None, split: str) -> pathlib.Path:
     names = ("train",) if split == "train" else ("val", "validation")
+    if not dir:
+        raise FileNotFoundError(
+            f"ImageNet needs the folder that has {names[0]}/<class>/*.JPEG, but "
+            f"dir={dir!r} (--config.data.dir=...). wsjax downloads nothing."
+        )
     root = pathlib.Path(dir).expanduser()
     for name in names:
         if (root / name).is_dir():
@@ -168,8 +168,8 @@ def _split_folder(dir: str | os.PathLike, split: str) -> pathlib.Path:
 
 
 def _class_folders(root: pathlib.Path) -> list[str]:
-    with os.scandir(root) as entries:
-        entries = [entry for entry in entries if not entry.name.startswith(".")]
+    with os.scandir(root) as found:
+        entries = [entry for entry in found if not entry.name.startswith(".")]
         names = sorted(entry.name for entry in entries if entry.is_dir())
     if not names:
         raise ValueError(

@@ -1,7 +1,7 @@
 """Reads items with threads, a bounded number ahead, and hands them out in order."""
 
 import collections
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 from typing import TypeVar
 
@@ -11,7 +11,7 @@ Item = TypeVar("Item")
 
 def read_groups(
     read: Callable[[Key], Item],
-    groups: Iterable[Sequence[Key]],
+    groups: Iterable[Iterable[Key]],
     *,
     num_threads: int,
     ahead: int,
@@ -32,7 +32,7 @@ def read_groups(
       The items of each group, both in the order given.
     """
     pool = futures.ThreadPoolExecutor(num_threads, thread_name_prefix="wsjax-data")
-    waiting = collections.deque()
+    waiting: collections.deque[list[futures.Future[Item]]] = collections.deque()
     try:
         for group in groups:
             waiting.append([pool.submit(read, key) for key in group])

@@ -16,7 +16,8 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -113,10 +114,40 @@ def find_prepared(name: str, dir: str | os.PathLike | None) -> pathlib.Path:
     return max(prepared, key=_version)
 
 
-def open_records(
+def open_records(folder: pathlib.Path, split: str) -> Iterable[Mapping[str, Any]]:
+    """Opens a prepared split for one pass, in array_record or tfrecord.
+
+    Args:
+      folder: from `find_prepared`.
+      split: name of the split.
+
+    Returns:
+      The records in tfds' order.
+
+    Raises:
+      ImportError: tfds, array_record or TensorFlow is missing.
+      ValueError: a format that does not work.
+    """
+    if _file_format(folder) != "tfrecord":
+        return open_sequence(folder, split)
+    tfds = _import_tfds()
+    try:
+        builder = tfds.builder_from_directory(folder)
+        # A cycle of one: shard after shard, as they were written.
+        config = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
+        records = builder.as_dataset(split=split, read_config=config)
+        return tfds.as_numpy(records)
+    except ImportError as error:
+        raise ImportError(
+            f"{folder} is prepared as tfrecord, which needs TensorFlow ({error}): pip "
+            f"install tensorflow, or prepare again with file_format='array_record'."
+        ) from error
+
+
+def open_sequence(
     folder: pathlib.Path, split: str, *, decode_images: bool = True
-) -> Iterable[Mapping[str, np.ndarray]]:
-    """Opens a prepared split, with TensorFlow only where its format needs it.
+) -> Sequence[Mapping[str, Any]]:
+    """Opens a prepared split for access by position, without TensorFlow.
 
     Args:
       folder: from `find_prepared`.
@@ -124,43 +155,48 @@ def open_records(
       decode_images: False leaves the feature "image" as the stored bytes.
 
     Returns:
-      The records in tfds' order; for array_record a sequence.
+      The records in tfds' order. Several threads may read it.
 
     Raises:
-      ImportError: tfds, array_record or TensorFlow is missing.
-      ValueError: a format that does not work.
+      ImportError: tfds or array_record is missing.
+      ValueError: a format other than array_record.
     """
-    file_format = _read_info(folder).get("fileFormat", "tfrecord")
-    if file_format not in ("array_record", "tfrecord"):
+    file_format = _file_format(folder)
+    if file_format != "array_record":
         # parquet: 3,400 of 60,000 records came back (tfds 4.9.10).
-        raise ValueError(
-            f"{folder} is prepared as {file_format}, which is not read: tfds loses "
-            f"records of some formats. Prepare with file_format='array_record'."
+        why = (
+            "can only be read from start to end"
+            if file_format == "tfrecord"
+            else "is not read here, as tfds loses records of some formats"
         )
+        raise ValueError(
+            f"{folder} is prepared as {file_format}, which {why}. Prepare it with "
+            f"file_format='array_record'."
+        )
+    tfds = _import_tfds()
+    decoders = {} if decode_images else {"image": tfds.decode.SkipDecoding()}
+    try:
+        builder = tfds.builder_from_directory(folder)
+        return builder.as_data_source(split, decoders=decoders)
+    except ImportError as error:
+        raise ImportError(
+            f"{folder} cannot be opened ({error}): pip install 'wsjax[tfds]'."
+        ) from error
+
+
+def _import_tfds():
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise ImportError(
             "source='tfds' needs tensorflow_datasets: pip install 'wsjax[tfds]'."
         ) from error
-    builder = tfds.builder_from_directory(folder)
-    decoders = {} if decode_images else {"image": tfds.decode.SkipDecoding()}
-    try:
-        if file_format == "array_record":
-            return builder.as_data_source(split, decoders=decoders)
-        # A cycle of one: shard after shard, as they were written.
-        config = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
-        records = builder.as_dataset(
-            split=split, decoders=decoders, read_config=config, shuffle_files=False
-        )
-        return tfds.as_numpy(records)
-    except ImportError as error:
-        package = "TensorFlow" if file_format == "tfrecord" else "array_record"
-        raise ImportError(
-            f"{folder} is prepared as {file_format}, which needs {package} ({error}). "
-            f"array_record comes with pip install 'wsjax[tfds]'; for tfrecord install "
-            f"tensorflow, or prepare again with file_format='array_record'."
-        ) from error
+    return tfds
+
+
+def _file_format(folder: pathlib.Path) -> str:
+    # Files from before there was a choice do not say.
+    return _read_info(folder).get("fileFormat", "tfrecord")
 
 
 def _read_info(folder: pathlib.Path) -> dict:

@@ -41,7 +41,7 @@ def load_variables(
       ValueError: the file is not such a checkpoint, or of another architecture.
     """
     if not isinstance(module, ConvSmall):
-        raise ValueError(
+        raise ValueError(  # noqa: TRY004 (a config value is wrong)
             f"model.checkpoint reads the paper's MNIST network only; set "
             f"model.name to 'conv_small' (it is a {type(module).__name__})."
         )
@@ -66,7 +66,7 @@ def load_variables(
             weight = weight.transpose(2, 3, 1, 0)  # OIHW -> HWIO.
         else:
             if layer == "Dense_0" and weight.ndim == 2:
-                weight = _reorder_flatten(weight, wanted["Dense_0"]["kernel"].shape, module)
+                weight = _reorder_flatten(weight, image_shape, module)
             weight = weight.T
         shapes = (weight.shape, bias.shape)
         needed = (wanted[layer]["kernel"].shape, wanted[layer]["bias"].shape)
@@ -79,13 +79,14 @@ def load_variables(
     return {"params": params}
 
 
-def _reorder_flatten(weight, needed, module):
+def _reorder_flatten(weight, image_shape, module):
     """Columns of a dense layer over C x H x W features, put into H x W x C order."""
     channels = module.widths[-1]
-    side = int((weight.shape[1] / channels) ** 0.5)
-    if weight.shape[1] != needed[0] or side * side * channels != needed[0]:
+    # Each convolution halves the sides, rounding down.
+    height, width = (side >> len(module.widths) for side in image_shape[:2])
+    if weight.shape[1] != channels * height * width:
         return weight  # The shape check that follows says what is wrong.
-    weight = weight.reshape(weight.shape[0], channels, side, side)
+    weight = weight.reshape(weight.shape[0], channels, height, width)
     return weight.transpose(0, 2, 3, 1).reshape(weight.shape[0], -1)
 
 

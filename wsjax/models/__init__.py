@@ -16,9 +16,9 @@ from wsjax.models.resnet import ResNet
 
 _RESNETS = {
     # Blocks per stage, whether blocks have a bottleneck, and the stem.
-    "resnet18_cifar": dict(stages=(2, 2, 2, 2), bottleneck=False, stem="cifar"),
-    "resnet18": dict(stages=(2, 2, 2, 2), bottleneck=False, stem="imagenet"),
-    "resnet50": dict(stages=(3, 4, 6, 3), bottleneck=True, stem="imagenet"),
+    "resnet18_cifar": {"stages": (2, 2, 2, 2), "bottleneck": False, "stem": "cifar"},
+    "resnet18": {"stages": (2, 2, 2, 2), "bottleneck": False, "stem": "imagenet"},
+    "resnet50": {"stages": (3, 4, 6, 3), "bottleneck": True, "stem": "imagenet"},
 }
 
 NAMES = ("conv_small", *_RESNETS)

@@ -18,6 +18,18 @@ from wsjax.runs.signals import Stopped
 _EXPLAINED = (ValueError, OSError, ImportError, FloatingPointError)
 
 
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Experiment config, e.g. configs/digits.py.", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Run directory; default runs/NAME_OF_CONFIG."
+)
+_TRAINED = flags.DEFINE_string(
+    "trained", None, "Run directory of the classifier, if it is not --workdir."
+)
+_DEBUG = flags.DEFINE_bool("debug", False, "Show full tracebacks.")
+
+
 def run(main: Callable[[dict[str, Any], pathlib.Path], None]) -> None:
     """Parses `--config`, `--config.key=value` and `--workdir`, then calls `main`.
 
@@ -26,44 +38,49 @@ def run(main: Callable[[dict[str, Any], pathlib.Path], None]) -> None:
     something about end the program with one message; `--debug` shows where they
     came from. A run stopped by a signal ends with that signal's exit code.
     """
-    config_flag = config_flags.DEFINE_config_file(
-        "config", None, "Experiment config, e.g. configs/digits.py.", lock_config=True
-    )
-    workdir_flag = flags.DEFINE_string(
-        "workdir", None, "Run directory; default runs/NAME_OF_CONFIG."
-    )
-    debug_flag = flags.DEFINE_bool("debug", False, "Show full tracebacks.")
-    flags.mark_flag_as_required("config")
+    for name in ("config", "workdir", "trained", "debug"):
+        # So that --help lists them under the script.
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
+    app.run(lambda argv: _call(main, argv), flags_parser=_parse)
 
-    def parse(argv):
-        try:
-            return flags.FLAGS(argv)
-        except (AttributeError, KeyError) as error:
-            # ml_collections' way of saying that an overridden key does not exist.
-            message = str(error.args[0] if error.args else error)
-            _fail(f"An override names no setting of the config: {message}")
-        except (flags.Error, TypeError, ValueError, FileNotFoundError) as error:
-            _fail(str(error))
 
-    def call(argv):
-        if len(argv) > 1:
-            _fail(f"Unexpected arguments: {' '.join(argv[1:])}")
-        _quiet_libraries()
-        try:
-            config = resolve(config_flag.value)
-            workdir = workdir_flag.value or default_workdir(
-                flags.FLAGS["config"].config_filename
-            )
-            main(config, prepare_workdir(workdir))
-        except Stopped as stopped:
-            print(f"{stopped}; run the same command to go on.", file=sys.stderr)
-            sys.exit(stopped.exit_code)
-        except _EXPLAINED as error:
-            if debug_flag.value:
-                raise
-            _fail(_sentence(error))
+def trained_dir(workdir: pathlib.Path) -> pathlib.Path:
+    """Where the classifier was trained: `--trained`, or the run directory itself."""
+    return pathlib.Path(_TRAINED.value) if _TRAINED.value else workdir
 
-    app.run(call, flags_parser=parse)
+
+def _parse(argv):
+    try:
+        rest = flags.FLAGS(argv)
+    except (AttributeError, KeyError) as error:
+        # ml_collections' way of saying that an overridden key does not exist.
+        cause: Any = error
+        while isinstance(cause, Exception) and cause.args:
+            cause = cause.args[0]
+        _fail(f"The config has no such setting: {_one_line(str(cause))}")
+    except (flags.Error, TypeError, ValueError, OSError) as error:
+        _fail(_one_line(str(error)))
+    if not flags.FLAGS["config"].present:
+        _fail("--config is missing. Name one, e.g. --config=configs/digits.py.")
+    return rest
+
+
+def _call(main, argv):
+    if len(argv) > 1:
+        _fail(f"Unexpected arguments: {' '.join(argv[1:])}")
+    _quiet_libraries()
+    try:
+        config = resolve(_CONFIG.value)
+        config_path = config_flags.get_config_filename(flags.FLAGS["config"])
+        chosen = _WORKDIR.value or default_workdir(config_path)
+        main(config, prepare_workdir(pathlib.Path(chosen)))
+    except Stopped as stopped:
+        print(f"{stopped}; run the same command to go on.", file=sys.stderr)
+        sys.exit(stopped.exit_code)
+    except _EXPLAINED as error:
+        if _DEBUG.value:
+            raise
+        _fail(_sentence(error))
 
 
 def default_workdir(config_path: str) -> pathlib.Path:
@@ -92,7 +109,13 @@ def _sentence(error):
     if isinstance(error, OSError) and error.strerror:
         where = f" ({error.filename})" if error.filename else ""
         return f"{error.strerror}{where}"
-    return str(error)
+    return _one_line(str(error))
+
+
+def _one_line(message):
+    """In a single line, and without the config loader's preface."""
+    preface = "Configuration is not available because of an earlier failure to load: "
+    return " ".join(message.removeprefix(preface).split())
 
 
 def _fail(message):

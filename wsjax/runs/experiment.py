@@ -21,52 +21,45 @@ class Examples:
       name: of the data set.
       num_classes: number of classes.
       image_shape: `(H, W, C)`.
-      checksum: of images and labels in order (for ImageNet: of names and labels).
+      checksum: of images and labels in order (for ImageNet: of file names).
     """
 
     def __init__(self, settings: dict[str, Any], split: str):
         """Opens the split that a config's `data` block describes; errors of `data`."""
         self.name = settings["name"]
-        folder = settings["dir"] or None
+        self.data: Any
         if self.name == "imagenet":
-            kind = {"files": data.ImageNetFolder, "tfds": data.ImageNetTfds}
-            self.data = kind[settings["source"]](
-                folder,
-                split,
-                image_size=settings["image_size"],
-                resize=settings["resize"],
-            )
-            self._stream = True
-            self.num_classes = self.data.num_classes
+            self.data = _open_imagenet(settings, split)
             side = settings["image_size"]
             self.image_shape = (side, side, 3)
             names = "\n".join(map(self.data.file_name, range(len(self.data))))
             self.checksum = hashlib.sha256(names.encode()).hexdigest()
         else:
             self.data = data.load(
-                self.name, split, dir=folder, source=settings["source"]
+                self.name,
+                split,
+                dir=settings["dir"] or None,
+                source=settings["source"],
             )
-            self._stream = False
             limit = settings["train_limit"] if split == "train" else 0
             if limit:
                 self.data = self.data._replace(
                     images=self.data.images[:limit], labels=self.data.labels[:limit]
                 )
-            self.num_classes = self.data.num_classes
             self.image_shape = self.data.images.shape[1:]
             self.checksum = self.data.checksum
+        self.num_classes = self.data.num_classes
 
     def __len__(self) -> int:
-        return len(self.data) if self._stream else len(self.data.labels)
+        return len(self.data if self.name == "imagenet" else self.data.labels)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         """Image `[H, W, C]` float32 in [0, 1], and its label."""
-        if self._stream:
+        if self.name == "imagenet":
             image, label = self.data[index]
         else:
             image, label = self.data.images[index], self.data.labels[index]
         return data.as_float(image, self.data.scale), int(label)
-
 
     def checked(self, index: int) -> np.ndarray:
         """Image `index` alone, refused by name if nothing can be certified about it.
@@ -80,6 +73,23 @@ class Examples:
         except ValueError as error:
             raise ValueError(f"Test image {index} of {self.name}: {error}") from error
         return image
+
+
+def _open_imagenet(settings, split):
+    kinds: dict[str, Callable] = {
+        "files": data.ImageNetFolder,
+        "tfds": data.ImageNetTfds,
+    }
+    if settings["source"] not in kinds:
+        raise ValueError(
+            f"data.source={settings['source']!r} is not one of {tuple(kinds)}."
+        )
+    return kinds[settings["source"]](
+        settings["dir"],
+        split,
+        image_size=settings["image_size"],
+        resize=settings["resize"],
+    )
 
 
 def chosen_indices(settings: dict[str, Any], count: int) -> range:
@@ -106,7 +116,9 @@ def make_model(settings: dict[str, Any], num_classes: int) -> Any:
         for key, value in settings.items()
         if key not in ("name", "checkpoint", "num_classes")
     }
-    return models.create(settings["name"], settings["num_classes"] or num_classes, **options)
+    return models.create(
+        settings["name"], settings["num_classes"] or num_classes, **options
+    )
 
 
 def description(config: dict[str, Any], examples: Examples) -> dict[str, Any]:

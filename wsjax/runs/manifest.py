@@ -73,7 +73,7 @@ def record(
         "versions": versions(),
         "devices": devices(),
         "command": [pathlib.Path(sys.argv[0]).name, *sys.argv[1:]],
-        "started": datetime.datetime.now(datetime.timezone.utc).isoformat("T", "seconds"),
+        "started": datetime.datetime.now(datetime.UTC).isoformat("T", "seconds"),
     }
     entry = json.loads(json.dumps(entry))
     whole = read(workdir)
@@ -91,7 +91,8 @@ def record(
             raise ConfigMismatch(
                 f"{workdir} holds results of {script}.py with another config ("
                 + "; ".join(differences)
-                + "). Choose another --workdir, or delete those results."
+                + "). Choose another --workdir; certify.py and attack.py find the "
+                f"classifier with --trained={workdir}."
             )
         entry["started"] = before["started"]
         history = before.get("resumed", [])
@@ -117,7 +118,9 @@ def read(workdir: pathlib.Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged ({error}); delete or restore it.") from error
+        raise ValueError(
+            f"{path} is damaged ({error}); delete or restore it."
+        ) from error
 
 
 def versions() -> dict[str, str]:

@@ -129,7 +129,11 @@ def _evaluate(name: str, rows: Rows, settings, certify) -> Certified:
     smooth = smoothing.make_smoothing(**settings)
     labels = rows.ints("label")
     classes = 1 + max(
-        (int(pair.split(":")[0]) for cell in rows.text("votes") for pair in cell.split(",")),
+        (
+            int(pair.split(":")[0])
+            for cell in rows.text("votes")
+            for pair in cell.split(",")
+        ),
         default=1,
     )
     # A class without any vote anywhere changes no bound but the number of bounds.
@@ -162,13 +166,13 @@ def _evaluate(name: str, rows: Rows, settings, certify) -> Certified:
 def certificate_table(runs: Sequence[Certified]) -> Table:
     """The summary table: one line per run and theorem."""
     largest = max((float(run.radii.max(initial=0.0)) for run in runs), default=0.0)
-    at = evaluation.ladder(largest)[1:]
+    at = evaluation.ladder(largest, rungs=5)[1:]
     table = Table(title="Certified test images", title_justify="left")
-    table.add_column("run (certificate)")
+    table.add_column("run (certificate)", overflow="fold")
     for head in ("images", "accuracy", "abstained", "base acc.", "median r", "mean r"):
-        table.add_column(head, justify="right")
+        table.add_column(head, justify="right", no_wrap=True)
     for radius in at:
-        table.add_column(f"r>={radius:.3g}", justify="right")
+        table.add_column(f"r>={radius:.3g}", justify="right", no_wrap=True)
     for run in runs:
         shares = evaluation.certified_accuracy(
             run.labels, run.certified_labels, run.radii, at
@@ -191,8 +195,8 @@ def show(table: Table, path: pathlib.Path | None = None) -> None:
     """Prints a table, and writes it as text to `path`."""
     text = io.StringIO()
     # A fixed width for the file, so that it does not depend on the terminal.
-    Console(file=text, width=120).print(table)
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    Console(file=text, width=140).print(table)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
     if path is not None:
         path.write_text(text.getvalue())
 

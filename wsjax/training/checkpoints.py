@@ -72,7 +72,9 @@ class Checkpoints:
                 f"{self._manager.directory} does not fit this config's model or "
                 f"optimizer, or is damaged: {str(error).strip().splitlines()[0]}"
             ) from error
-        shapes = [(x.shape, y.shape) for x, y in zip(*map(jax.tree.leaves, (like, restored)))]
+        shapes = [
+            (x.shape, y.shape) for x, y in zip(*map(jax.tree.leaves, (like, restored)))
+        ]
         if any(a != b for a, b in shapes):
             raise CheckpointError(
                 f"The checkpoint of step {self.latest_step} in "

@@ -114,8 +114,12 @@ def train(
                     accuracy = _noisy_accuracy(
                         measure, state, jax.random.fold_in(key_eval, epoch), test_data
                     )
-                    metrics.write(step, {"epoch": epoch + 1, "noisy_accuracy": accuracy})
-                    tqdm.write(f"epoch {epoch + 1}: test accuracy under noise {accuracy:.4f}")
+                    metrics.write(
+                        step, {"epoch": epoch + 1, "noisy_accuracy": accuracy}
+                    )
+                    tqdm.write(
+                        f"epoch {epoch + 1}: test accuracy under noise {accuracy:.4f}"
+                    )
                 if last or (epoch + 1) % checkpoint_every == 0:
                     checkpoints.save(state)
     finally:

@@ -15,9 +15,7 @@ class MetricsWriter:
     def __init__(self, workdir: pathlib.Path, resume_step: int):
         """Opens the files of a run directory, keeping metrics up to `resume_step`."""
         self._path = workdir / "metrics.jsonl"
-        kept = [
-            line for line in read_metrics(workdir) if line["step"] <= resume_step
-        ]
+        kept = [line for line in read_metrics(workdir) if line["step"] <= resume_step]
         temporary = self._path.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         os.replace(temporary, self._path)

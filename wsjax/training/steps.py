@@ -113,6 +113,7 @@ def make_train_step(
         images = perturb_batch(key_noise, images, perturb, share_noise)
 
         def loss_of(params):
+            logits: Any
             logits, updates = module.apply(
                 {"params": params, "batch_stats": state.batch_stats},
                 images,
@@ -145,7 +146,7 @@ def make_eval_step(
     def step(state, key, images, labels):
         images = images.astype(jnp.float32) / scale
         images = perturb_batch(key, images, perturb, share_noise=False)
-        logits = module.apply(state.variables, images, train=False)
+        logits: Any = module.apply(state.variables, images, train=False)
         return jnp.sum(jnp.argmax(logits, -1) == labels)
 
     return jax.jit(step)

@@ -1,0 +1,44 @@
+# Everything below works on a fresh machine with Python 3.11 or newer, pip and make.
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+QUICK := runs/digits
+# Extras that the tests use; `make test EXTRAS=test,torch` adds those of PyTorch files.
+EXTRAS ?= test
+
+.PHONY: quickstart test check format reproduce clean
+
+# Train, certify and attack on handwritten digits; five minutes on two cores.
+quickstart: $(VENV)/train.stamp
+	$(RUN) train.py --config=configs/digits.py --workdir=$(QUICK)
+	$(RUN) certify.py --config=configs/digits.py --workdir=$(QUICK)
+	$(RUN) attack.py --config=configs/digits.py --workdir=$(QUICK)
+	@echo
+	@echo "Done. Figures and rows are in $(QUICK):"
+	@ls $(QUICK)/*.png $(QUICK)/*.tsv
+
+# All tests, and the checks of formatting, types and structure.
+test: $(VENV)/$(EXTRAS).stamp check
+	$(RUN) -m pytest
+
+check: $(VENV)/$(EXTRAS).stamp
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+format: $(VENV)/$(EXTRAS).stamp
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+# The paper's MNIST table from scratch; DATA is the folder of the original files.
+reproduce: $(VENV)/train.stamp
+	$(RUN) benchmarks/reproduce_mnist.py --data=$(DATA) --recipe=fast
+
+$(VENV)/%.stamp: setup.cfg pyproject.toml
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --upgrade pip
+	$(RUN) -m pip install --quiet --editable '.[$*]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache

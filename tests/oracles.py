@@ -1,0 +1,166 @@
+"""Slow and obviously right answers to compare with. Nothing here uses wsjax.
+
+Flow plans are pairs of arrays `(vertical, horizontal)` in either layout, bordered or
+wrapped; laws of noise are frozen distributions of scipy.stats.
+"""
+
+import itertools
+
+import numpy as np
+from scipy import optimize, stats
+
+
+def edges(shape, wrap):
+    """Ends `(from, to)` of every edge of a plan, in the order of its raveled arrays."""
+    height, width, channels = shape
+    pairs = []
+    for i, j, c in np.ndindex(height if wrap else height - 1, width, channels):
+        pairs.append(((i, j, c), ((i + 1) % height, j, c)))
+    for i, j, c in np.ndindex(height, width if wrap else width - 1, channels):
+        pairs.append(((i, j, c), (i, (j + 1) % width, c)))
+    return pairs
+
+
+def carry_each_parcel(image, plan, wrap):
+    """Delta(image, plan), one edge after the other."""
+    moved = np.array(image)
+    amounts = np.concatenate([np.ravel(plan[0]), np.ravel(plan[1])])
+    ends = edges(moved.shape, wrap)
+    assert len(ends) == len(amounts), "The plan has another layout."
+    for (start, end), mass in zip(ends, amounts):
+        moved[start] -= mass
+        moved[end] += mass
+    return moved
+
+
+def incidence(shape, wrap):
+    """Matrix `[pixels, edges]`: Delta(x, plan) = x + incidence @ plan."""
+    matrix = np.zeros((np.prod(shape), len(edges(shape, wrap))))
+    for column, (start, end) in enumerate(edges(shape, wrap)):
+        matrix[np.ravel_multi_index(start, shape), column] -= 1
+        matrix[np.ravel_multi_index(end, shape), column] += 1
+    return matrix
+
+
+def pixel_distance(a, b, metric, torus=None):
+    """Distance of two pixels `(row, column)`; `torus` is a grid's size if it wraps."""
+    steps = [abs(a[0] - b[0]), abs(a[1] - b[1])]
+    if torus:
+        steps = [min(step, size - step) for step, size in zip(steps, torus)]
+    return sum(steps) if metric == "l1" else float(np.hypot(*steps))
+
+
+def wasserstein(mu, nu, metric, wrap=False):
+    """Exact W1 by linear programming over transport plans, channel by channel."""
+    height, width, channels = mu.shape
+    pixels = list(np.ndindex(height, width))
+    torus = (height, width) if wrap else None
+    cost = [pixel_distance(a, b, metric, torus) for a in pixels for b in pixels]
+    size = len(pixels)
+    leaves = np.kron(np.eye(size), np.ones(size))
+    arrives = np.kron(np.ones(size), np.eye(size))
+    total = 0.0
+    for c in range(channels):
+        result = optimize.linprog(
+            cost,
+            A_eq=np.concatenate([leaves, arrives]),
+            b_eq=np.concatenate([mu[..., c].ravel(), nu[..., c].ravel()]),
+        )
+        assert result.success, result.message
+        total += result.fun
+    return total
+
+
+def cheapest_plan(mu, nu, wrap=False):
+    """Plan of least L1 norm that turns `mu` into `nu`, raveled, and that norm."""
+    matrix = incidence(mu.shape, wrap)
+    result = optimize.linprog(
+        np.ones(2 * matrix.shape[1]),
+        A_eq=np.concatenate([matrix, -matrix], axis=1),
+        b_eq=(nu - mu).ravel(),
+    )
+    assert result.success, result.message
+    forth, back = np.split(result.x, 2)
+    return forth - back, result.fun
+
+
+def steepest_pair(weights, metric):
+    """Slope, and the two pixels, of the best move of mass for `sum(weights * mu)`."""
+    height, width, channels = weights.shape
+    best = (-np.inf, None, None)
+    pixels = list(np.ndindex(height, width))
+    for (a, b), c in itertools.product(
+        itertools.permutations(pixels, 2), range(channels)
+    ):
+        slope = (weights[*b, c] - weights[*a, c]) / pixel_distance(a, b, metric)
+        best = max(best, (float(slope), (*a, c), (*b, c)))
+    return best
+
+
+def linear_probability(law, coefficients, margin, points=400_001):
+    """P(margin + sum_i coefficients[i] * X_i > 0), X_i independent draws of `law`.
+
+    `law` is symmetric. By inversion of the characteristic function (Gil-Pelaez),
+    which has to be negligible at the end of the grid: there are enough coefficients.
+    """
+    coefficients = np.ravel(coefficients)
+    coefficients = coefficients[coefficients != 0]
+    if len(coefficients) == 1:
+        return float(law.cdf(margin / abs(coefficients[0])))
+    spread = law.std() * np.linalg.norm(coefficients)
+    grid, step = np.linspace(0.0, 200.0 / spread, points, retstep=True)
+    grid = grid[1:] - step / 2  # Midpoints: the integrand is smooth at 0.
+    phi = np.ones_like(grid)
+    for a in coefficients:
+        phi = phi * _CHARACTERISTIC[law.dist.name](grid * abs(a), law)
+    assert abs(phi[-1]) < 1e-7, "Too few coefficients for this inversion."
+    return float(0.5 + np.sum(np.sin(grid * margin) / grid * phi) * step / np.pi)
+
+
+_CHARACTERISTIC = {
+    "laplace": lambda s, law: 1.0 / (1.0 + 0.5 * (law.std() * s) ** 2),
+    "norm": lambda s, law: np.exp(-0.5 * (law.std() * s) ** 2),
+    "uniform": lambda s, law: np.sinc(np.sqrt(3.0) * law.std() * s / np.pi),
+}
+
+
+def flow_law(name, sigma):
+    """The law of one edge or pixel with standard deviation `sigma`."""
+    if name.endswith("laplace"):
+        return stats.laplace(scale=sigma / np.sqrt(2))
+    if name.endswith("uniform"):
+        return stats.uniform(loc=-np.sqrt(3) * sigma, scale=2 * np.sqrt(3) * sigma)
+    return stats.norm(scale=sigma)
+
+
+def least_probability_after(law, p, shifts, cells):
+    """Neyman-Pearson: least probability, after a shift, of an event of probability p.
+
+    One axis per entry of `shifts`, each cut into `cells` intervals of which an event
+    takes as much as it likes. Cells in which the shift makes the outcome rarest,
+    relative to before, are taken first. The cut can only make the answer too large.
+    """
+    before, after = np.ones(()), np.ones(())
+    reach = max(law.ppf(1 - 1e-9), 1e-300)
+    for shift in shifts:
+        grid = np.linspace(-reach, reach + shift, cells)
+        grid = np.concatenate([[-np.inf], grid, [np.inf]])
+        before = np.multiply.outer(before, np.diff(law.cdf(grid)))
+        after = np.multiply.outer(after, np.diff(law.cdf(grid - shift)))
+    before, after = before.ravel(), after.ravel()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        order = np.argsort(np.where(before > 0, after / before, np.inf))
+    before, after = before[order], after[order]
+    used = np.clip(p - (np.cumsum(before) - before), 0.0, before)
+    share = np.divide(used, before, out=np.zeros_like(used), where=before > 0)
+    return float(np.sum(share * after))
+
+
+def votes_one_by_one(fold_in, key, image, classify, perturb, draws, num_classes):
+    """Votes of the given draws, each classified as a batch of one."""
+    votes = np.zeros(num_classes, int)
+    for draw in draws:
+        logits = np.asarray(classify(perturb(fold_in(key, draw), image)[None]))[0]
+        if np.isfinite(logits).all():
+            votes[np.argmax(logits)] += 1
+    return votes
