@@ -236,7 +236,7 @@ class MassTest(FlowTestCase):
         self.assertEqual(image_mass(np.ones((2, 3, 4), np.float32)), 24.0)
 
     def test_a_black_image_is_not_finite_afterwards(self):
-        self.assertFalse(np.isfinite(normalize_mass(np.zeros((2, 2, 1)))).any())
+        self.assertFalse(np.isfinite(normalize_mass(jnp.zeros((2, 2, 1)))).any())
 
     @parameterized.parameters(image_mass, normalize_mass)
     def test_refuses_batches(self, function):
