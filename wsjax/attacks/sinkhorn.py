@@ -37,6 +37,7 @@ import jax.numpy as jnp
 import numpy as np
 
 _EMPTY = -1e30  # Stands for log 0: its exp is 0, and no difference of it is NaN.
+_RELAXATION = 1.5
 
 
 class Projection(NamedTuple):
@@ -152,17 +153,25 @@ def sinkhorn_projection(
     lam, dtype = regularization, center.dtype
 
     mass = center.sum()
-    x, y = center / mass, image / mass
+    x = center / mass
     inked = x > 0
     log_x = jnp.where(inked, jnp.log(jnp.where(inked, x, 1)), _EMPTY)
+    # Pixels no mass can get to keep z = 0 and take no part.
+    near = window.log_sums(log_x, jnp.zeros((), dtype)) > _EMPTY / 2
+    y = jnp.where(near, image / mass, 0)
+    num_near = jnp.maximum(near.sum((0, 1)), 1)
     costs = jnp.asarray(window.costs, dtype)
     log_epsilon = jnp.log(jnp.maximum(epsilon, jnp.finfo(dtype).tiny))
 
     def one_round(state):
         _, b, psi, dual, _, iteration = state
         a = log_x - window.log_sums(b, psi)
+        gap = lam * (y - x) - jnp.where(near, b, 0)
+        shift = gap.sum((0, 1)) / num_near
+        a, b = a - shift, b + shift
         log_s = jnp.log(lam) + window.log_sums(a, psi)
-        b = _solve_exp_plus_identity(log_s + lam * y) - log_s
+        b_best = _solve_exp_plus_identity(log_s + lam * y) - log_s
+        b = b + _RELAXATION * (b_best - b)
         moved = window.mass_by_cost(a, b, psi)
         rise = _solve_budget(moved, costs, log_epsilon, -psi)
         new_dual = (

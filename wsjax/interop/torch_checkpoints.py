@@ -103,18 +103,19 @@ def _read(path):
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0]
+        reason, _, _ = str(error).strip().partition("\n")
         raise ValueError(
             f"{path} is not a checkpoint of plain tensors, or is damaged: {reason} "
             f"Files that need arbitrary unpickling are refused."
         ) from error
-    if isinstance(content, dict):
-        for key in ("net", "state_dict"):
+    for key in ("net", "state_dict"):
+        if isinstance(content, dict):
             content = content.get(key, content)
     if isinstance(content, list) and content:
         content = content[0]  # Wong et al. store a list of one state dict.
     if not isinstance(content, dict) or not all(
-        isinstance(value, torch.Tensor) for value in content.values()
+        isinstance(name, str) and isinstance(value, torch.Tensor)
+        for name, value in content.items()
     ):
         raise ValueError(f"{path} holds no state dict of tensors.")
-    return {name: tensor.detach().numpy() for name, tensor in content.items()}
+    return {name: tensor.detach().float().numpy() for name, tensor in content.items()}

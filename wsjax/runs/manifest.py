@@ -116,11 +116,14 @@ def read(workdir: pathlib.Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        whole = json.loads(path.read_text())
+        if not isinstance(whole, dict):
+            raise ValueError(f"a {type(whole).__name__}, no object")  # noqa: TRY004
+    except ValueError as error:
         raise ValueError(
             f"{path} is damaged ({error}); delete or restore it."
         ) from error
+    return whole
 
 
 def versions() -> dict[str, str]:

@@ -4,6 +4,7 @@ A run that was killed leaves at worst an unfinished last line. Opening the file 
 drops that line, hands back the rows before it, and appends after them.
 """
 
+import contextlib
 import csv
 import os
 import pathlib
@@ -48,7 +49,7 @@ class RowWriter:
                     )
                 self.done = {int(row[0]) for row in rows.cells}
             with self._path.open("r+b") as file:
-                file.truncate(len(whole.encode()))
+                file.truncate(len(whole))
         self._file = self._path.open("a", newline="")
         if self._path.stat().st_size == 0:
             self._put(self._columns)
@@ -67,25 +68,40 @@ class RowWriter:
             self._file.write("\t".join(cells) + "\n")
             self._file.flush()
         except OSError as error:
-            raise OSError(
-                error.errno,
-                f"{error.strerror}: the rows in {self._path} up to here are valid; "
-                f"make room and run the same command again to go on",
-            ) from error
+            raise self._explained(error) from error
+
+    def _explained(self, error):
+        return OSError(
+            error.errno,
+            f"{error.strerror}: the rows in {self._path} up to here are valid; "
+            f"make room and run the same command again to go on",
+        )
 
     def close(self) -> None:
-        """Closes the file, with everything on disk."""
+        """Closes the file, with everything on disk.
+
+        Raises:
+          OSError: as `write`.
+        """
         try:
             self._file.flush()
             os.fsync(self._file.fileno())
+        except OSError as error:
+            raise self._explained(error) from error
         finally:
-            self._file.close()
+            # What could not be flushed is tried again, and fails again.
+            with contextlib.suppress(OSError):
+                self._file.close()
 
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
-        self.close()
+    def __exit__(self, kind, *_):
+        try:
+            self.close()
+        except OSError:
+            if kind is None:  # Otherwise the first error tells more.
+                raise
 
 
 class Rows:
@@ -115,11 +131,17 @@ class Rows:
 
     def floats(self, name: str) -> np.ndarray:
         """One column as `[rows]` float64."""
-        return np.array([float(cell) for cell in self.text(name)], np.float64)
+        return self._numbers(name, float, np.float64)
 
     def ints(self, name: str) -> np.ndarray:
         """One column as `[rows]` int64."""
-        return np.array([int(cell) for cell in self.text(name)], np.int64)
+        return self._numbers(name, int, np.int64)
+
+    def _numbers(self, name, kind, dtype):
+        try:
+            return np.array([kind(cell) for cell in self.text(name)], dtype)
+        except ValueError as error:
+            raise RowsError(f"Column {name!r} is damaged: {error}.") from error
 
     def votes(self, name: str, num_classes: int) -> np.ndarray:
         """One column of `format_votes` cells as `[rows, num_classes]` int64."""
@@ -155,26 +177,29 @@ def parse_votes(text: str, num_classes: int) -> np.ndarray:
     votes = np.zeros(num_classes, np.int64)
     try:
         for pair in filter(None, text.split(",")):
-            label, count = pair.split(":")
-            votes[int(label)] = int(count)
+            label, count = map(int, pair.split(":"))
+            if min(label, count) < 0:
+                raise ValueError(pair)
+            votes[label] = count
     except (ValueError, IndexError) as error:
         raise RowsError(f"{text!r} are no votes of {num_classes} classes.") from error
     return votes
 
 
 def _whole_lines(path):
-    text = path.read_text()
-    return text[: text.rfind("\n") + 1]
+    content = path.read_bytes()
+    return content[: content.rfind(b"\n") + 1]
 
 
-def _parse(path, text):
-    lines = list(csv.reader(text.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE))
-    if not lines or lines[0][0] != "idx":
+def _parse(path, content):
+    text = content.decode(errors="replace").splitlines()
+    lines = list(csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE))
+    if not lines or lines[0][:1] != ["idx"]:
         raise RowsError(f"{path} has no header line that begins with idx.")
     columns, cells = lines[0], lines[1:]
     seen = set()
     for number, row in enumerate(cells, start=2):
-        if len(row) != len(columns) or not row[0].isdigit() or row[0] in seen:
+        if len(row) != len(columns) or not row[0].isdecimal() or row[0] in seen:
             raise RowsError(
                 f"{path}, line {number} is damaged: {len(row)} cells where "
                 f"{len(columns)} belong, or a bad or repeated idx. Delete that line "

@@ -11,6 +11,8 @@ import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 from wsjax.training.steps import TrainState
@@ -48,7 +50,9 @@ class Checkpoints:
         """Reads the newest checkpoint into the structure of `like`.
 
         Args:
-          like: a state whose arrays give the shapes, dtypes and placement.
+          like: a state whose arrays give the shapes, dtypes and placement. Shapes
+            without placement (`jax.eval_shape`) will do: the state then lies on the
+            default device, wherever it was saved from.
 
         Returns:
           The saved state.
@@ -61,16 +65,20 @@ class Checkpoints:
                 f"There is no checkpoint in {self._manager.directory}. Run train.py "
                 f"with this config and workdir first."
             )
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        abstract = jax.tree.map(_with_placement, like)
         try:
             restored = self._manager.restore(
                 self.latest_step, args=ocp.args.StandardRestore(abstract)
             )
         except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
+            # Without the storage specification that TensorStore appends.
+            reason, _, _ = str(error).strip().partition(" [tensorstore_spec")
             raise CheckpointError(
                 f"The checkpoint of step {self.latest_step} in "
                 f"{self._manager.directory} does not fit this config's model or "
-                f"optimizer, or is damaged: {str(error).strip().splitlines()[0]}"
+                f"optimizer, or is damaged ({reason.partition(chr(10))[0]}). If it is "
+                f"damaged, delete the folder {self.latest_step} there and run "
+                f"train.py again."
             ) from error
         shapes = [
             (x.shape, y.shape) for x, y in zip(*map(jax.tree.leaves, (like, restored)))
@@ -81,11 +89,28 @@ class Checkpoints:
                 f"{self._manager.directory} has arrays of other shapes than this "
                 f"config's model."
             )
-        return restored
+        # Without placement, not tied to a device either.
+        return jax.tree.map(
+            lambda x, y: y if _placement(x) else jnp.asarray(np.asarray(y)),
+            like,
+            restored,
+        )
 
     def close(self) -> None:
         """Waits for pending writes and closes."""
         self._manager.close()
+
+
+def _placement(leaf):
+    return getattr(leaf, "sharding", None)
+
+
+def _with_placement(leaf):
+    # Without one, Orbax insists on the very devices the state was saved from.
+    anywhere = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=_placement(leaf) or anywhere
+    )
 
 
 def write_description(workdir: pathlib.Path, description: dict[str, Any]) -> None:
@@ -114,7 +139,10 @@ def check_description(workdir: pathlib.Path, description: dict[str, Any]) -> Non
             f"train.py with this config and --workdir first, or name a published "
             f"checkpoint with --config.model.checkpoint=FILE.pth."
         )
-    saved = json.loads(path.read_text())
+    try:
+        saved = json.loads(path.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged ({error}).") from error
     wanted = json.loads(json.dumps(description))
     differences = [
         f"{key}: trained {saved.get(key)!r}, config {wanted.get(key)!r}"

@@ -1,8 +1,8 @@
 """The training loop: epochs over a data set, checkpoints, metrics, resumption.
 
-Everything random is a function of the key, the seed, the epoch and the step, and a checkpoint
-holds the whole state, so a run that is killed at any moment and started again ends
-with the same weights, bit for bit, as one that was left alone.
+Everything random is a function of the key, the seed, the epoch and the step, and a
+checkpoint holds the whole state, so a run that is killed at any moment and started
+again ends with the same weights and metrics, bit for bit, as one left alone.
 """
 
 import logging
@@ -20,7 +20,7 @@ from wsjax.runs.progress import progress
 from wsjax.runs.signals import StopFlag
 from wsjax.training import steps
 from wsjax.training.checkpoints import Checkpoints
-from wsjax.training.metrics import MetricsWriter
+from wsjax.training.metrics import MetricsWriter, read_metrics
 
 _log = logging.getLogger("wsjax")
 
@@ -69,7 +69,16 @@ def train(
     Raises:
       runs.signals.Stopped: a signal asked to stop; a checkpoint was written.
       checkpoints.CheckpointError: `workdir` holds checkpoints of another model.
+      FloatingPointError: the loss is not finite; no such state is kept.
+      ValueError: a number is outside its range, or a batch fits neither the
+        training set nor the devices.
     """
+    _check_positive(
+        batch_size=batch_size,
+        num_epochs=num_epochs,
+        checkpoint_every=checkpoint_every,
+        evaluate_every=evaluate_every,
+    )
     source = _Source(train_data, batch_size, seed)
     total_steps = num_epochs * source.steps_per_epoch
     optimizer = make_optimizer(total_steps)
@@ -93,23 +102,34 @@ def train(
     # The host counts steps itself: reading state.step would wait for the device.
     step = int(state.step)
     bar = progress(total=total_steps, initial=step, unit="step", desc="train")
-    pending = []
+    first_epoch = step // source.steps_per_epoch
+    if step and not any(
+        line["step"] == step and "epoch" in line for line in read_metrics(workdir)
+    ):
+        # Between epochs, the one before may have lost its measurement.
+        first_epoch = (step - 1) // source.steps_per_epoch
     try:
         with StopFlag() as stop:
-            for epoch in range(step // source.steps_per_epoch, num_epochs):
+            for epoch in range(first_epoch, num_epochs):
                 start = step - epoch * source.steps_per_epoch
                 for images, labels in source.batches(epoch, start):
                     state, values = update(state, key_train, images, labels)
                     step += 1
-                    pending.append(values)
                     bar.update()
-                    if step % _LOG_EVERY == 0:
-                        bar.set_postfix(_report(metrics, step, pending), refresh=False)
-                        pending = []
+                    report = step % _LOG_EVERY == 0
+                    if report or stop.raised or step % source.steps_per_epoch == 0:
+                        values = _finite(step, values)
+                    if report:
+                        # One batch, not a mean over steps: a resumed run has not
+                        # seen those before it.
+                        metrics.write(step, values)
+                        bar.set_postfix(values, refresh=False)
                     if stop.raised:
                         checkpoints.save(state)
                         stop.check()
                 last = epoch + 1 == num_epochs
+                if last or (epoch + 1) % checkpoint_every == 0:
+                    checkpoints.save(state)
                 if last or (epoch + 1) % evaluate_every == 0:
                     accuracy = _noisy_accuracy(
                         measure, state, jax.random.fold_in(key_eval, epoch), test_data
@@ -120,8 +140,6 @@ def train(
                     tqdm.write(
                         f"epoch {epoch + 1}: test accuracy under noise {accuracy:.4f}"
                     )
-                if last or (epoch + 1) % checkpoint_every == 0:
-                    checkpoints.save(state)
     finally:
         bar.close()
         metrics.close()
@@ -129,20 +147,22 @@ def train(
     return state
 
 
-def _report(metrics, step, pending):
-    """Mean of the metrics since the last report, written and returned."""
-    values = jax.device_get(pending)
-    means = {
-        name: float(np.mean([value[name] for value in values])) for name in values[0]
-    }
-    if not np.isfinite(means["loss"]):
+def _finite(step, values):
+    """Metrics of one step as Python numbers, refused if training has diverged."""
+    values = {name: float(value) for name, value in jax.device_get(values).items()}
+    if not np.isfinite(values["loss"]):
         raise FloatingPointError(
-            f"The training loss became {means['loss']} before step {step}. Lower "
+            f"The training loss became {values['loss']} by step {step}. Lower "
             f"config.train.learning_rate or the noise level; checkpoints up to the "
             f"last epoch are kept."
         )
-    metrics.write(step, means)
-    return {name: f"{value:.3f}" for name, value in means.items()}
+    return values
+
+
+def _check_positive(**numbers):
+    for name, value in numbers.items():
+        if value < 1:
+            raise ValueError(f"{name}={value} must be at least 1.")
 
 
 def _noisy_accuracy(measure, state, key, data, batch_size=500):
