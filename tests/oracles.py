@@ -4,8 +4,10 @@ Flow plans are pairs of arrays `(vertical, horizontal)` in either layout, border
 wrapped; laws of noise are frozen distributions of scipy.stats.
 """
 
+import contextlib
 import itertools
 
+import jax
 import numpy as np
 from scipy import optimize, stats
 
@@ -156,11 +158,27 @@ def least_probability_after(law, p, shifts, cells):
     return float(np.sum(share * after))
 
 
-def votes_one_by_one(fold_in, key, image, classify, perturb, draws, num_classes):
-    """Votes of the given draws, each classified as a batch of one."""
+def votes_one_by_one(logits_of_draw, draws, num_classes):
+    """Votes of the given draws, each classified by itself."""
     votes = np.zeros(num_classes, int)
     for draw in draws:
-        logits = np.asarray(classify(perturb(fold_in(key, draw), image)[None]))[0]
+        logits = np.asarray(logits_of_draw(draw))
         if np.isfinite(logits).all():
             votes[np.argmax(logits)] += 1
     return votes
+
+
+@contextlib.contextmanager
+def compilations():
+    """Yields a list that grows by one entry per program JAX compiles meanwhile."""
+    seen = []
+
+    def listen(event, seconds, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            seen.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield seen
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)

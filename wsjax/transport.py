@@ -34,10 +34,10 @@ class TransportPlan(NamedTuple):
       mass: `[P]` float, what it weighs; zero for padding.
     """
 
-    source: jax.Array
-    target: jax.Array
-    channel: jax.Array
-    mass: jax.Array
+    source: jax.Array | np.ndarray
+    target: jax.Array | np.ndarray
+    channel: jax.Array | np.ndarray
+    mass: jax.Array | np.ndarray
 
 
 def exact_distance(

@@ -57,8 +57,10 @@ def get_config():
         "target": "both",
         "epsilon": 0.3,
         "max_steps": 200,
-        "ground_cost": "euclidean",
-        "p": 1.0,
+        "ground_metric": "l2",  # Cost (di^2 + dj^2)^(power / 2) inside the window,
+        "power": 1.0,
+        "kernel_size": 5,
+        "regularization": 1_000.0,  # lambda; larger is closer to the exact ball.
         "abstention_counts": True,
     }
     return config

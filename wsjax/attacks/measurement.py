@@ -47,13 +47,13 @@ def measure(images: jax.Array, adversarial: jax.Array) -> Measurement:
     Raises:
       ValueError: shapes differ, or an image has negative or NaN pixels or is black.
     """
-    images, adversarial = (np.asarray(x, np.float64) for x in (images, adversarial))
-    if images.ndim != 4 or images.shape != adversarial.shape:
+    originals, moved = (np.asarray(x, np.float64) for x in (images, adversarial))
+    if originals.ndim != 4 or originals.shape != moved.shape:
         raise ValueError(
-            f"images {images.shape} and adversarial {adversarial.shape} must both be "
+            f"images {originals.shape} and adversarial {moved.shape} must both be "
             f"[N, H, W, C]."
         )
-    pairs = [_measure_one(*pair) for pair in zip(images, adversarial)]
+    pairs = [_measure_one(*pair) for pair in zip(originals, moved)]
     return Measurement(*np.array(pairs).reshape(len(pairs), 5).T)
 
 

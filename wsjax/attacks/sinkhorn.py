@@ -23,10 +23,20 @@ concave. It is maximised over one block at a time. With `K = exp(-psi C)`:
          and `t = log(lambda z)` solves  e^t + t = log(lambda s) + lambda y;
   * psi: <P, C> = epsilon, or psi = 0 if that already costs less.
 
-Two choices differ from the authors' code. The b-equation is usually written with
-Lambert's W of `lambda s exp(lambda y)`, which overflows float32 once `lambda y > 88`;
-the form in t never does. And since C takes few values in a small window, psi enters
-only through the mass P moves at each of them: psi is solved for, not stepped once.
+Differences from the authors' code, all in the numerics:
+
+  * The b-equation is usually written with Lambert's W of `lambda s exp(lambda y)`,
+    which overflows float32 once `lambda y > 88`. The form in t never does.
+  * C takes few values in a small window, so psi enters only through the mass that P
+    moves at each of them: psi is solved for, not stepped once.
+  * Adding a number to a and taking it from b leaves P as it is. Along this direction
+    D is a parabola whose summit, where z has the mass of x, is taken in one step.
+  * The b-step is over-relaxed. These last two spare a third of the rounds (on 64 MNIST
+    images, tolerance 1e-5: median 18 to 13, worst 83 to 49).
+  * Every image stops on its own. There, a batch goes on until its slowest image is
+    done, so that most are far more exact than the tolerance says; hence 1e-5 here for
+    their 1e-4. That reproduces their radii on their undefended MNIST model and the
+    first 100 test images (median 0.439 for both); 1e-4 makes them a tenth larger.
 """
 
 import functools
@@ -104,7 +114,7 @@ def sinkhorn_projection(
     ground_metric: str = "l2",
     power: float = 1.0,
     max_iterations: int = 400,
-    tolerance: float = 1e-4,
+    tolerance: float = 1e-5,
     log_domain: bool = True,
 ) -> Projection:
     """Projects one image onto the Wasserstein ball around another.
@@ -112,16 +122,15 @@ def sinkhorn_projection(
     The result is near the point of the ball that is closest to `image`, and nearer
     the larger `regularization` is. Whenever the iteration stops, it is in the ball:
     the plan's rows are made exact once more, and if it then overspends, part of it
-    is replaced by staying put. Runs under `jit` and `vmap`; a mapped call iterates
-    until its slowest image is done.
+    is replaced by staying put. Runs under `jit` and `vmap`. On a CPU `jax.lax.map` is
+    some ten times faster than `vmap`, which goes on until the slowest image is done.
 
     Args:
       center: `[H, W, C]` float, nonnegative and not all zero.
       image: `[H, W, C]` float in the unit of `center`; of any sign and mass.
       epsilon: positive scalar, pixels x fraction of the mass of `center`.
       regularization: lambda, in units where `center` has mass one. The entropy
-        moves a pixel by about `1 / lambda`, so lambda should be large against
-        the number of pixels; iterations grow with it.
+        moves a pixel by about `1 / lambda`; rounds grow in proportion to lambda.
       kernel_size: see `window_cost`, as are `ground_metric` and `power`.
       ground_metric: "l1" or "l2".
       power: one for a metric.
@@ -147,18 +156,22 @@ def sinkhorn_projection(
             f"center has shape {center.shape} and image {image.shape}; both must be "
             f"[H, W, C]. Use jax.vmap for batches."
         )
+    if not jnp.issubdtype(center.dtype, jnp.floating):
+        raise ValueError(f"center is {center.dtype}; convert it to floats first.")
     _check_positive(epsilon=epsilon, regularization=regularization)
     _check_positive(max_iterations=max_iterations, tolerance=tolerance)
     window = _Window(window_cost(kernel_size, ground_metric, power), log_domain)
     lam, dtype = regularization, center.dtype
+    epsilon = jnp.asarray(epsilon, dtype)
 
     mass = center.sum()
     x = center / mass
     inked = x > 0
     log_x = jnp.where(inked, jnp.log(jnp.where(inked, x, 1)), _EMPTY)
-    # Pixels no mass can get to keep z = 0 and take no part.
-    near = window.log_sums(log_x, jnp.zeros((), dtype)) > _EMPTY / 2
-    y = jnp.where(near, image / mass, 0)
+    # Pixels that no mass can get to keep z = 0 and take no part.
+    none, reach = np.zeros((), dtype), (kernel_size, kernel_size, 1)
+    near = jax.lax.reduce_window(x, none, jax.lax.max, reach, (1, 1, 1), "SAME") > 0
+    y = jnp.where(near, image.astype(dtype) / mass, 0)
     num_near = jnp.maximum(near.sum((0, 1)), 1)
     costs = jnp.asarray(window.costs, dtype)
     log_epsilon = jnp.log(jnp.maximum(epsilon, jnp.finfo(dtype).tiny))
@@ -166,8 +179,7 @@ def sinkhorn_projection(
     def one_round(state):
         _, b, psi, dual, _, iteration = state
         a = log_x - window.log_sums(b, psi)
-        gap = lam * (y - x) - jnp.where(near, b, 0)
-        shift = gap.sum((0, 1)) / num_near
+        shift = (lam * (y - x) - jnp.where(near, b, 0)).sum((0, 1)) / num_near
         a, b = a - shift, b + shift
         log_s = jnp.log(lam) + window.log_sums(a, psi)
         b_best = _solve_exp_plus_identity(log_s + lam * y) - log_s
@@ -249,12 +261,11 @@ class _Window:
             log_sums = jnp.log(jnp.maximum(jnp.stack(sums), jnp.finfo(a.dtype).tiny))
             costs = jnp.asarray(self.costs, a.dtype)
             return jnp.exp(peak_a + peak_b + log_sums - psi * costs)
-        return jnp.stack(
-            [
-                sum(jnp.exp(a + shifted - psi * cost) for shifted in shell).sum()
-                for cost, shell in zip(self.costs, self._shifts(b, _EMPTY))
-            ]
-        )
+        sums = []
+        for cost, shell in zip(self.costs, self._shifts(b, _EMPTY)):
+            terms = [jnp.exp(a + shifted - psi * cost).sum() for shifted in shell]
+            sums.append(sum(terms))
+        return jnp.stack(sums)
 
     def _scaled(self, log_field):
         peak = log_field.max()
@@ -296,7 +307,8 @@ def _solve_budget(moved, costs, log_epsilon, lowest):
     the root without overshooting, and from the right is on the left after one step.
     """
     away = costs > 0
-    log_spend = jnp.where(away, jnp.log(costs * moved), _EMPTY)
+    spent = jnp.maximum(costs * moved, jnp.finfo(moved.dtype).tiny)
+    log_spend = jnp.where(away, jnp.log(spent), _EMPTY)
     rise = jnp.zeros_like(log_epsilon)
     for _ in range(6):
         terms = log_spend - rise * costs

@@ -51,6 +51,11 @@ def load_variables(
     wanted = jax.eval_shape(
         module.init, jax.random.key(0), jnp.zeros((1, *image_shape), jnp.float32)
     )["params"]
+    if wanted.keys() != _LAYERS.keys():
+        raise ValueError(
+            f"model.checkpoint reads networks of two convolutions only; model.widths "
+            f"has {len(module.widths)} entries."
+        )
     params = {}
     for layer, position in _LAYERS.items():
         try:

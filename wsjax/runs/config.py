@@ -1,9 +1,12 @@
 """Configs: what may stand in them, defaults, and errors that name the mistake."""
 
+import dataclasses
 import difflib
 from typing import Any
 
 import ml_collections
+
+from wsjax.attacks import SinkhornAttack
 
 REQUIRED = object()
 
@@ -58,23 +61,9 @@ _SCHEMA = {
     },
     "attack": {
         "target": "both",  # "base", "smoothed" or "both".
-        "epsilon": 0.3,  # First radius of the growing schedule.
-        "epsilon_factor": 1.1,  # It grows by this factor
-        "epsilon_every": 10,  # every so many steps.
-        "max_steps": 200,
-        "step": "sign",  # "sign" or "l2".
-        "step_size": 0.1,
-        "ground_cost": "euclidean",
-        "p": 1.0,  # Power of the ground cost.
-        "kernel_size": 5,  # Side of the transport window, odd.
-        "entropy": 1000.0,  # Larger is closer to the exact ball.
-        "sinkhorn_steps": 400,
-        "clamp": True,
-        "num_samples": 128,  # Noisy copies per gradient (smoothed target).
-        "n": 10_000,  # Votes of the success test (smoothed target).
-        "alpha": 0.05,
-        "abstention_counts": False,
-        "batch_size": 100,
+        "pictures": 6,  # Successes drawn in the figure.
+        # The rest is documented there.
+        **{field.name: field.default for field in dataclasses.fields(SinkhornAttack)},
     },
 }
 
@@ -88,6 +77,8 @@ MAY_DIFFER = (
     "certify.block_size",
     "certify.backend",
     "attack.batch_size",
+    "attack.target",
+    "attack.pictures",
     "train.checkpoint_every",
     "train.evaluate_every",
 )

@@ -1,0 +1,98 @@
+"""Attacks a trained classifier, plain and smoothed; writes one row per test image.
+
+  python attack.py --config=configs/digits.py
+
+Run it after train.py (and certify.py, for its curve in the figure) with the same
+config and workdir. The attack is that of the paper's experiments: projected gradient
+steps onto a growing Wasserstein ball. Rows go to attack_base.tsv and
+attack_smoothed.tsv, adversarial images beside them, figures and summary to the run
+directory. A stopped run goes on from the rows it wrote.
+"""
+
+import dataclasses
+import logging
+import time
+
+import jax
+import numpy as np
+
+from wsjax import attacks
+from wsjax.runs import attack_report, cli, experiment, manifest, rows, streams
+from wsjax.runs import config as configs
+from wsjax.runs.progress import progress
+from wsjax.runs.signals import StopFlag
+
+_log = logging.getLogger("wsjax")
+
+
+def main(config, workdir):
+    examples = experiment.Examples(config["data"], "test")
+    indices = experiment.chosen_indices(config["data"], len(examples))
+    smoothing = experiment.make_smoothing(config)
+    targets = attack_report.chosen_targets(config["attack"]["target"])
+    fields = [field.name for field in dataclasses.fields(attacks.SinkhornAttack)]
+    settings = attacks.SinkhornAttack(**{k: config["attack"][k] for k in fields})
+    trained = cli.trained_dir(workdir)
+    classify = experiment.restore_classifier(config, trained, examples)
+    manifest.record(
+        workdir,
+        "attack",
+        configs.select(config, "data", "model", "smoothing", "attack"),
+        data_checksum=examples.checksum,
+        may_differ=configs.MAY_DIFFER,
+    )
+    _log.info("Attacking %d images on %s.", len(indices), manifest.devices())
+    key = streams.stream_key(config["seed"], streams.ATTACK)
+    for number, target in enumerate(targets):
+        attack(
+            workdir,
+            target,
+            jax.random.fold_in(key, attack_report.TARGETS.index(target)),
+            examples,
+            indices,
+            classify,
+            smoothing if target == "smoothed" else None,
+            settings,
+        )
+    attack_report.show_attacks(workdir, examples, config["attack"]["pictures"])
+
+
+def attack(workdir, target, key, examples, indices, classify, smoothing, settings):
+    """Attacks the images of one target that have no row yet."""
+    path = workdir / attack_report.rows_name(target)
+    folder = workdir / attack_report.folder_name(target)
+    folder.mkdir(exist_ok=True)
+    columns = attack_report.COLUMNS
+    with rows.RowWriter(path, columns) as writer, StopFlag() as stop:
+        todo = [index for index in indices if index not in writer.done]
+        # Images of a group share gradient steps; a row does not depend on its group.
+        size = max(1, settings.batch_size // (settings.num_samples if smoothing else 1))
+        with progress(total=len(todo), desc=f"attack {target}", unit="image") as bar:
+            for start in range(0, len(todo), size):
+                group = todo[start : start + size]
+                images = np.stack([examples.checked(index) for index in group])
+                labels = np.array([examples[index][1] for index in group])
+                before = time.perf_counter()
+                result = attacks.sinkhorn_attack(
+                    images,
+                    labels,
+                    classify,
+                    key=key,
+                    ids=np.array(group),
+                    smoothing=smoothing,
+                    settings=settings,
+                )
+                seconds = (time.perf_counter() - before) / len(group)
+                distances = attacks.measure(images, result.adversarial)
+                for place, index in enumerate(group):
+                    np.save(folder / f"{index:06d}.npy", result.adversarial[place])
+                    row = attack_report.attack_row(
+                        index, int(labels[place]), result, distances, place, seconds
+                    )
+                    writer.write(**row)
+                bar.update(len(group))
+                stop.check()
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,241 @@
+"""No certificate may exceed what an exact adversary needs, nor fail too often.
+
+The adversary of a linear classifier [sum(w * mu) > t] is known exactly. Under noise
+with a symmetric law, its smoothed version answers like itself, so that the least
+distance to another answer is (sum(w * mu) - t) / Lip(w), with Lip(w) the steepest
+slope of w between two pixels of one channel (pixels may go negative here).
+"""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+from absl.testing import absltest, parameterized
+from scipy import stats
+
+from wsjax import FlowPlan, certify_each, flow_shape, make_key, make_smoothing
+from wsjax.flow import apply_flow, flow_cost, potential_gradient
+from wsjax.smoothing import certificate_from_votes, prediction_from_votes
+
+NOISES = ("flow_laplace", "flow_uniform", "flow_gaussian", "pixel_laplace")
+METRICS = ("l1", "l2")
+
+
+def every_smoothing(sigma):
+    for name, metric in itertools.product(NOISES, METRICS):
+        for wrap in (False, True) if name.startswith("flow_") else (False,):
+            for certificate in ("tight", "published"):
+                if certificate == "published" and not name.endswith("laplace"):
+                    continue
+                yield name, make_smoothing(name, sigma, metric, certificate, wrap)
+
+
+def coefficients(name, smoothing, weights):
+    """What each independent variable of the noise adds to `sum(weights * mu)`."""
+    if name == "pixel_laplace":
+        return weights.ravel()
+    return weights.ravel() @ oracles.incidence(weights.shape, smoothing.noise.wrap)
+
+
+def probability(name, smoothing, weights, margin):
+    """Of the answer on the side of `margin`, under the noise, without sampling."""
+    law = oracles.flow_law(name, smoothing.noise.sigma)
+    return oracles.linear_probability(
+        law, coefficients(name, smoothing, weights), margin
+    )
+
+
+def random_weights(seed, shape):
+    """Rough, smooth and steplike ones in turn."""
+    rng = np.random.default_rng(seed)
+    rough = rng.normal(size=shape)
+    ramp = np.add.outer(np.arange(shape[0]), np.arange(shape[1]))[..., None]
+    return (rough, ramp + 0.3 * rough, np.sign(rough) + 0.1 * rough)[seed % 3]
+
+
+class LinearClassifierTest(parameterized.TestCase):
+    @parameterized.product(seed=tuple(range(6)), shape=((3, 4, 1), (2, 3, 2)))
+    def test_no_radius_exceeds_the_exact_one(self, seed, shape):
+        weights = random_weights(seed, shape)
+        sigma = (0.01, 0.3)[seed % 2]
+        for name, smoothing in every_smoothing(sigma):
+            slope, _, _ = oracles.steepest_pair(weights, smoothing.ground_metric)
+            spread = sigma * np.linalg.norm(coefficients(name, smoothing, weights))
+            for margin in (0.2 * spread, spread, 2 * spread):
+                p = probability(name, smoothing, weights, margin)
+                radius = smoothing.radius(p)
+                self.assertGreater(radius, 0.0)
+                self.assertLessEqual(radius, margin / slope, (name, smoothing))
+                # A runner-up's bound is the rest of the probability, or above it.
+                self.assertLessEqual(smoothing.radius(p, 1 - p), margin / slope)
+                self.assertLessEqual(smoothing.radius(p, 1 - 0.9 * p), margin / slope)
+
+    @parameterized.parameters(*NOISES[:3])
+    def test_one_edge_is_certified_exactly(self, name):
+        # A step between two columns of one row feels the noise on a single edge.
+        weights = np.array([[0.0, 0.0, 1.0, 1.0]])[..., None]
+        smoothing = make_smoothing(name, 0.1, "l1")
+        for margin in (0.01, 0.05, 0.15):
+            p = probability(name, smoothing, weights, margin)
+            self.assertAlmostEqual(smoothing.radius(p) / margin, 1.0, delta=1e-9)
+
+    def test_one_pixel_against_another_is_certified_exactly_in_pixel_noise(self):
+        # Opposite weights on two neighbours, and noise on one of them alone counted.
+        smoothing = make_smoothing("pixel_laplace", 0.1, "l2")
+        law = oracles.flow_law("pixel_laplace", 0.1)
+        for margin in (0.05, 0.2):
+            # One pixel may change by W and its neighbour by -W: 2 W in the L1 norm.
+            p = float(law.cdf(2 * margin))
+            self.assertAlmostEqual(smoothing.radius(p), margin, delta=1e-9)
+
+    @parameterized.product(metric=METRICS, seed=(1, 2))
+    def test_the_exact_radius_is_reached_by_moving_mass_along_the_steepest_pair(
+        self, metric, seed
+    ):
+        shape = (3, 4, 2)
+        weights = random_weights(seed, shape)
+        slope, start, end = oracles.steepest_pair(weights, metric)
+        (i, j, c), (k, m, _) = start, end
+        image = np.random.default_rng(seed).dirichlet(np.ones(24)).reshape(shape)
+        margin = 0.02
+        plan = FlowPlan(*(np.zeros(s) for s in flow_shape(shape)))
+        plan.vertical[min(i, k) : max(i, k), j, c] = 1 if k > i else -1
+        plan.horizontal[k, min(j, m) : max(j, m), c] = 1 if m > j else -1
+        distance = oracles.pixel_distance((i, j), (k, m), metric)
+
+        def lowered_by(cost):
+            # Downhill: from the end of the pair to its start.
+            amount = -cost / distance
+            with jax.enable_x64(True):
+                scaled = FlowPlan(*(jnp.asarray(amount * e) for e in plan))
+                moved = apply_flow(jnp.asarray(image), scaled)
+                manhattan = float(flow_cost(scaled))
+            self.assertGreaterEqual(manhattan, cost - 1e-12)
+            return np.sum(weights * image) - np.sum(weights * moved)
+
+        self.assertGreater(lowered_by(1.001 * margin / slope), margin)
+        self.assertLess(lowered_by(0.999 * margin / slope), margin)
+
+    @parameterized.product(name=NOISES, wrap=(False, True))
+    def test_the_noise_drawn_has_the_probability_worked_out(self, name, wrap):
+        if wrap and name == "pixel_laplace":
+            self.skipTest("Pixels have no edges to wrap.")
+        shape, count = (3, 4, 1), 20_000
+        weights = random_weights(0, shape)
+        smoothing = make_smoothing(name, 0.02, "l1", wrap=wrap)
+        image = np.random.default_rng(7).dirichlet(np.ones(12)).reshape(shape)
+        image = 200 * image.astype(np.float32)  # Mass 200, as in pixel units.
+        margin = 0.03
+
+        @jax.jit
+        def share(key):
+            keys = jax.random.split(key, count)
+            noisy = jax.vmap(smoothing.perturb, (0, None))(keys, image)
+            lean = jnp.sum(weights * (noisy / 200), axis=(1, 2, 3))
+            return jnp.mean(lean > np.sum(weights * image / 200) - margin)
+
+        p = probability(name, smoothing, weights, margin)
+        self.assertBetween(p, 0.6, 0.98)
+        deviation = (p * (1 - p) / count) ** 0.5
+        self.assertAlmostEqual(float(share(make_key(0))), p, delta=4 * deviation)
+
+    def test_gradients_are_what_the_noise_adds(self):
+        weights = random_weights(0, (3, 4, 1)).astype(np.float32)
+        for wrap in (False, True):
+            smoothing = make_smoothing("flow_laplace", 0.1, "l1", wrap=wrap)
+            gradient = potential_gradient(weights, wrap)
+            np.testing.assert_allclose(
+                np.concatenate([np.ravel(edges) for edges in gradient]),
+                coefficients("flow_laplace", smoothing, weights),
+                atol=1e-6,
+            )
+
+
+def failures_allowed(runs, alpha):
+    """More than so many failures in `runs` happen once in 100,000 test suites."""
+    return stats.binom.ppf(1 - 1e-5, runs, alpha)
+
+
+class CoverageTest(parameterized.TestCase):
+    """Shares of wrong certificates among many, for a classifier of known votes."""
+
+    @parameterized.product(
+        p=((0.9, 0.1), (0.6, 0.4), (0.55, 0.25, 0.2), (0.4, 0.35, 0.25), (0.34,) * 2),
+        use_runner_up=(False, True),
+    )
+    def test_wrong_certificates_are_at_most_alpha(self, p, use_runner_up):
+        p = np.array([*p, max(0.0, 1 - sum(p))])
+        alpha, runs, rng = 0.1, 2_000, np.random.default_rng(0)
+        smoothing = make_smoothing("flow_laplace", 0.1, "l1")
+        selection = rng.multinomial(10, p, runs)
+        estimation = rng.multinomial(200, p, runs)
+
+        wrong = 0
+        for chosen, fresh in zip(selection, estimation):
+            certificate = certificate_from_votes(
+                chosen, fresh, smoothing, alpha=alpha, use_runner_up=use_runner_up
+            )
+            k = certificate.selected
+            true = smoothing.radius(p[k], np.delete(p, k).max())
+            if not use_runner_up:
+                true = smoothing.radius(p[k])
+            wrong += certificate.radius > true
+
+        self.assertLessEqual(wrong, failures_allowed(runs, alpha))
+
+    def test_certificates_do_fail_about_as_often_as_allowed(self):
+        # So the test above would notice a level twice as high.
+        alpha, runs, rng = 0.1, 2_000, np.random.default_rng(1)
+        smoothing = make_smoothing("flow_laplace", 0.1, "l1")
+        true = smoothing.radius(0.9)
+
+        radii = [
+            certificate_from_votes(
+                np.array([1, 0]), np.array([k, 200 - k]), smoothing, alpha=alpha
+            ).radius
+            for k in rng.binomial(200, 0.9, runs)
+        ]
+
+        self.assertGreater(np.sum(np.array(radii) > true), 0.5 * alpha * runs)
+
+    @parameterized.parameters((0.34, 0.33, 0.33), (0.5, 0.49, 0.01), (0.51, 0.49, 0.0))
+    def test_predictions_are_wrong_with_probability_at_most_alpha(self, *p):
+        alpha, n, wrong = 0.1, 40, 0.0
+        for a, b in itertools.product(range(n + 1), repeat=2):
+            if a + b <= n:
+                counts = np.array([a, b, n - a - b])
+                # The first class is the most likely one; to abstain is not wrong.
+                if prediction_from_votes(counts, alpha).label > 0:
+                    wrong += stats.multinomial.pmf(counts, n, p)
+
+        self.assertLessEqual(wrong, alpha)
+
+    @parameterized.parameters("flow_laplace", "flow_gaussian")
+    def test_certificates_of_real_draws_fail_at_most_alpha(self, name):
+        alpha, runs, margin = 0.2, 150, 0.08
+        smoothing = make_smoothing(name, 0.1, "l1")
+        image = np.full((1, 4, 1), 0.25, np.float32)
+        weights = np.array([[0.0, 0.0, 1.0, 1.0]], np.float32)[..., None]
+
+        def classify(images):
+            lean = jnp.sum(weights * images, axis=(1, 2, 3)) - 0.5 + margin
+            return jnp.stack([-lean, lean], axis=-1)
+
+        keys = jax.random.split(make_key(3), runs)
+        certificates = certify_each(
+            ((key, image) for key in keys), classify, smoothing, n0=10, n=50,
+            alpha=alpha, block_size=50, devices=jax.local_devices()[:1],
+        )  # fmt: skip
+        radii = np.array([c.radius for c in certificates if c.label == 1])
+
+        # The step feels one edge, so the margin is the exact radius.
+        failures = np.sum(radii > margin)
+        self.assertLessEqual(failures, failures_allowed(runs, alpha))
+        self.assertGreater(failures, 0.25 * alpha * runs)
+        self.assertGreater(len(radii), 0.9 * runs)
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,210 @@
+"""What the tests of training and of the scripts share: tiny runs of both.
+
+In one process: a dense layer on two kinds of image, with a progress bar that sends
+signals. As a program: the scripts with a tiny config on scikit-learn's digits.
+"""
+
+import functools
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import textwrap
+from unittest import mock
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from flax import linen as nn
+
+from wsjax import noise
+from wsjax.data import dataset
+from wsjax.training import loop, optimizers, steps
+
+ROOT = pathlib.Path(__file__).parents[1]
+PERTURB = noise.FlowLaplace(0.02).perturb
+STEPS_PER_EPOCH, NUM_EPOCHS = 5, 3
+
+
+class Tiny(nn.Module):
+    """Running statistics and a dense layer: compiles in no time."""
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        x = images.reshape(len(images), -1)
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
+        return nn.Dense(2)(x)
+
+
+def separable(count=40, seed=0):
+    """Images bright on top (class 0) or at the bottom (class 1), in the form of data."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, count)
+    images = rng.integers(0, 60, (count, 4, 3, 1), dtype=np.uint8)
+    for image, label in zip(images, labels):
+        image[2 * label : 2 * label + 2] += 150
+    return dataset.make_dataset(images, labels, num_classes=2, scale=255.0)
+
+
+@functools.cache
+def sgd(total_steps, learning_rate=0.1, schedule="constant"):
+    return optimizers.make_optimizer(
+        optimizer="sgd",
+        learning_rate=learning_rate,
+        total_steps=total_steps,
+        weight_decay=1e-3,
+        schedule=schedule,
+    )
+
+
+def train(workdir, *, make_optimizer=None, perturb=PERTURB, **options):
+    """A run of 15 steps in this process, the schedule's length being no other."""
+    settings = {"batch_size": 8, "num_epochs": NUM_EPOCHS, **options}
+    workdir.mkdir(exist_ok=True)
+    return loop.train(
+        workdir,
+        Tiny(),
+        make_optimizer or (lambda _: sgd(STEPS_PER_EPOCH * NUM_EPOCHS)),
+        perturb,
+        separable(),
+        separable(30, seed=1),
+        key=jax.random.key(5),
+        seed=3,
+        **settings,
+    )
+
+
+def compiling_once():
+    """Patches that compile equal steps once, however many runs a process starts."""
+    for name in ("make_train_step", "make_eval_step"):
+        yield mock.patch.object(steps, name, _CACHED[name])
+
+
+_CACHED = {
+    name: functools.cache(getattr(steps, name))
+    for name in ("make_train_step", "make_eval_step")
+}
+
+
+class Bar:
+    """A progress bar that sends the process a signal, or dies, at chosen moments."""
+
+    signal_at = None
+    fuse = None
+
+    def __init__(self, *, initial, **_):
+        self.step = initial
+
+    def update(self):
+        self.step += 1
+        Bar.burn()
+        if self.step == Bar.signal_at:
+            signal.raise_signal(signal.SIGTERM)
+
+    @classmethod
+    def burn(cls):
+        if cls.fuse is not None:
+            cls.fuse -= 1
+            if cls.fuse < 0:
+                raise PowerFailure
+
+    def set_postfix(self, *_, **__):
+        pass
+
+    def close(self):
+        pass
+
+
+class PowerFailure(BaseException):
+    """Passes through every `except Exception`."""
+
+
+def burning(function):
+    """Lets the fuse of `Bar` burn before and after a call."""
+
+    def call(*args, **kwargs):
+        Bar.burn()
+        result = function(*args, **kwargs)
+        Bar.burn()
+        return result
+
+    return call
+
+
+def final_arrays(workdir):
+    """Every array of the newest checkpoint, read without wsjax."""
+    path = pathlib.Path(workdir).absolute() / "checkpoints"
+    newest = max(int(p.name) for p in path.iterdir() if p.name.isdigit())
+    with ocp.StandardCheckpointer() as reader:
+        tree = reader.restore(path / str(newest) / "default")
+    return jax.tree.map(np.asarray, {"newest": newest, **tree})
+
+
+CONFIG = textwrap.dedent(
+    '''\
+    """A tiny run on digits."""
+    import ml_collections
+
+
+    def get_config():
+        return ml_collections.ConfigDict({
+            "seed": 7,
+            "data": {
+                "name": "digits", "source": "files", "dir": "", "stride": 1,
+                "start": 0, "limit": 24, "train_limit": 192,
+            },
+            "model": {
+                "name": "conv_small", "widths": (4, 8), "hidden": 16,
+                "checkpoint": "",
+            },
+            "smoothing": {
+                "noise": "flow_laplace", "sigma": 0.01, "ground_metric": "l2",
+                "certificate": "tight",
+            },
+            "train": {
+                "learning_rate": 0.3, "weight_decay": 5e-4, "schedule": "cosine",
+                "batch_size": 16, "num_epochs": 3,
+            },
+            "certify": {"n0": 50, "n": 400, "alpha": 0.05, "block_size": 100},
+        })
+    '''
+)
+
+
+def write_config(folder):
+    path = pathlib.Path(folder) / "tiny.py"
+    path.write_text(CONFIG)
+    return path
+
+
+def start(script, *arguments, prelude=""):
+    """Starts a script (or `-m module`) with the environment of a user.
+
+    `prelude` is Python to run before it in the same process, to arrange an accident.
+    """
+    program = [str(ROOT / script)] if script.endswith(".py") else ["-m", script]
+    if prelude:
+        run = f"sys.argv = {[program[0], *map(str, arguments)]!r}\n"
+        run += f"runpy.run_path({program[0]!r}, run_name='__main__')"
+        program, arguments = ["-c", f"import runpy, sys\n{prelude}\n{run}"], ()
+    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    env["PYTHONPATH"] = str(ROOT)
+    env["JAX_PLATFORMS"] = "cpu"
+    return subprocess.Popen(
+        [sys.executable, *program, *map(str, arguments)],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process):
+    """Waits; returns the exit code, stdout and stderr."""
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def run(script, *arguments, **options):
+    return finish(start(script, *arguments, **options))

@@ -1,0 +1,335 @@
+"""Tests of wsjax.transport."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+from absl.testing import absltest, parameterized
+
+from wsjax.flow import FlowPlan, apply_flow, flow_cost
+from wsjax.transport import (
+    TransportPlan,
+    dual_bound,
+    exact_distance,
+    exact_flow,
+    exact_plan,
+    flow_from_transport,
+    transport_cost,
+)
+
+SHAPES = {
+    "gray": (5, 4, 1),
+    "colour": (3, 4, 3),
+    "one_row": (1, 7, 2),
+    "one_column": (6, 1, 1),
+}
+EACH_SHAPE = parameterized.named_parameters(*SHAPES.items())
+EACH_CASE = parameterized.named_parameters(
+    (f"{name}_{metric}", shape, metric)
+    for name, shape in SHAPES.items()
+    for metric in ("l1", "l2")
+)
+
+
+def random_pair(seed, shape, unit=1.0):
+    """Two images of equal mass per channel that are black in different places."""
+    rng = np.random.default_rng(seed)
+    a, b = rng.uniform(0.1, 1.0, size=(2, *shape)) * (rng.uniform(size=shape) < 0.7)
+    b = np.roll(b, 1, axis=(0, 1))
+    a[0, 0] = b[0, -1] = 0.5
+    return unit * a, unit * b * a.sum((0, 1)) / b.sum((0, 1))
+
+
+def random_parcels(seed, shape, count):
+    rng = np.random.default_rng(seed)
+    height, width, channels = shape
+    ends = rng.integers(0, (height, width), size=(2, count, 2))
+    channel = rng.integers(0, channels, size=count)
+    return TransportPlan(*ends, channel, rng.uniform(size=count).astype(np.float32))
+
+
+def carry(image, plan):
+    """Moves each parcel from its source to its target."""
+    moved = np.array(image, np.float64)
+    for source, target, channel, mass in zip(*map(np.asarray, plan)):
+        moved[*source, channel] -= mass
+        moved[*target, channel] += mass
+    return moved
+
+
+def dot(shape, row, column, channel=0):
+    image = np.zeros(shape)
+    image[row, column, channel] = 1.0
+    return image
+
+
+class ExactDistanceTest(chex.TestCase):
+    @EACH_CASE
+    def test_equals_a_linear_program_over_all_pairs_of_pixels(self, shape, metric):
+        a, b = random_pair(0, shape, unit=3.0)
+
+        actual = exact_distance(a, b, metric)
+
+        expected = oracles.wasserstein(a / a.sum(), b / a.sum(), metric)
+        self.assertGreater(expected, 0.1)
+        self.assertAlmostEqual(actual, expected, places=9)
+
+    @parameterized.parameters(("l1", 7.0), ("l2", 5.0))
+    def test_a_dot_travels_the_distance_of_its_pixels(self, metric, expected):
+        a, b = dot((6, 7, 1), 1, 5), dot((6, 7, 1), 4, 1)
+
+        self.assertAlmostEqual(exact_distance(a, b, metric), expected, places=9)
+
+    @parameterized.parameters("l1", "l2")
+    def test_counts_the_moved_share_of_the_mass_of_all_channels(self, metric):
+        shape = (4, 5, 2)
+        rest = 2.0 * dot(shape, 0, 0) + 1.0 * dot(shape, 3, 1, channel=1)
+        a, b = rest + dot(shape, 1, 4, channel=1), rest + dot(shape, 1, 2, channel=1)
+
+        actual = exact_distance(a, b, metric)
+
+        self.assertAlmostEqual(actual, 2 * 1 / 4, places=9)
+
+    @EACH_CASE
+    def test_is_zero_between_equal_images_only(self, shape, metric):
+        a, b = random_pair(1, shape)
+
+        self.assertEqual(exact_distance(a, a, metric), 0.0)
+        self.assertGreater(exact_distance(a, b, metric), 0.0)
+
+    @parameterized.parameters("l1", "l2")
+    def test_a_pixel_alone_is_at_distance_zero_from_itself(self, metric):
+        self.assertEqual(exact_distance(*np.ones((2, 1, 1, 3)), metric), 0.0)
+
+    def test_proves_optimality_over_pairs_it_did_not_list_at_first(self):
+        # Near pairs cannot carry the left half to the right half.
+        rng = np.random.default_rng(2)
+        a, b = np.zeros((2, 12, 14, 1))
+        a[:, :7], b[:, 7:] = rng.uniform(size=(2, 12, 7, 1))
+        a, b = a / a.sum(), b / b.sum()
+        a[3, 12] += 0.5
+        b[8, 1] += 0.5
+
+        by_pairs = transport_cost(exact_plan(a, b, "l1"), "l1")
+
+        self.assertAlmostEqual(float(by_pairs), exact_distance(a, b), places=5)
+
+    @parameterized.parameters("l1", "l2")
+    def test_one_row_has_a_closed_form(self, metric):
+        a, b = random_pair(3, (1, 9, 1))
+
+        expected = np.abs(np.cumsum(a - b)).sum() / a.sum()
+
+        self.assertAlmostEqual(exact_distance(a, b, metric), expected, places=9)
+
+    def test_tiny_and_huge_units_are_the_same(self):
+        a, b = random_pair(4, (3, 5, 1))
+
+        expected = exact_distance(a, b, "l2")
+
+        for unit in (1e-12, 1e12):
+            actual = exact_distance(unit * a, unit * b, "l2")
+            self.assertAlmostEqual(actual, expected, places=9)
+
+    def test_small_differences_keep_their_digits(self):
+        a = np.full((4, 5, 1), 1.0)
+        step = 1e-7 * (dot(a.shape, 0, 0) - dot(a.shape, 3, 4))
+
+        for metric, length in (("l1", 7.0), ("l2", 5.0)):
+            actual = exact_distance(a, a + step, metric) / (1e-7 * length / a.sum())
+            self.assertAlmostEqual(actual, 1.0, places=6)
+
+    def test_forgives_the_rounding_of_float32(self):
+        a, b = random_pair(5, (28, 28, 1))
+        expected = exact_distance(a, b)
+
+        for unit in (1.0, 1 / 255, 1 / 3):
+            actual = exact_distance(np.float32(unit * a), np.float32(unit * b))
+            self.assertAlmostEqual(actual, expected, places=4)
+
+    def test_a_channel_that_is_black_in_both_images_is_fine(self):
+        a, b = random_pair(6, (3, 4, 2))
+        a[..., 1] = b[..., 1] = 0.0
+
+        actual = exact_distance(a, b, "l2")
+
+        expected = exact_distance(a[..., :1], b[..., :1], "l2")
+        self.assertAlmostEqual(actual, expected, places=9)
+
+    @parameterized.named_parameters(
+        ("shapes", lambda a: (a, a[:-1]), "different shapes"),
+        ("no_channel_axis", lambda a: (a[..., 0], a[..., 0]), r"\[H, W, C\]"),
+        ("nan", lambda a: (a, np.where(a > 0.9, np.nan, a)), "b has NaN"),
+        ("negative", lambda a: (a - 0.3, a), "a has negative pixels down to -0.197"),
+        ("all_black", lambda a: (a, 0 * a), "b is all black"),
+        ("mass", lambda a: (a, 1.01 * a), "Channel . has .* rescale"),
+        ("channels", lambda a: (a, a[..., ::-1] + 0), "Channel . has .* rescale"),
+    )
+    def test_refuses(self, spoil, message):
+        a = np.random.default_rng(7).uniform(0.1, 1.0, size=(4, 5, 2))
+
+        for function in (exact_distance, exact_flow, exact_plan):
+            with self.assertRaisesRegex(ValueError, message):
+                function(*spoil(a))
+
+    def test_refuses_other_metrics(self):
+        a, b = random_pair(8, (3, 4, 1))
+        for function in (exact_distance, exact_plan):
+            with self.assertRaisesRegex(ValueError, "'l3' is neither 'l1'"):
+                function(a, b, "l3")
+
+
+class ExactPlansTest(chex.TestCase):
+    @EACH_SHAPE
+    def test_the_flow_carries_one_image_to_the_other(self, shape):
+        a, b = random_pair(10, shape, unit=2.0)
+
+        flow = exact_flow(a, b)
+
+        moved = oracles.carry_each_parcel(a / a.sum(), flow, wrap=False)
+        np.testing.assert_allclose(moved, b / a.sum(), atol=1e-12)
+        cost = sum(np.abs(edges).sum() for edges in flow)
+        self.assertAlmostEqual(cost, exact_distance(a, b, "l1"), places=12)
+
+    @EACH_CASE
+    def test_the_parcels_carry_one_image_to_the_other(self, shape, metric):
+        a, b = random_pair(11, shape, unit=2.0)
+
+        plan = exact_plan(a, b, metric)
+
+        np.testing.assert_allclose(carry(a / a.sum(), plan), b / a.sum(), atol=1e-9)
+        self.assertGreater(plan.mass.min(), 0.0)
+        cost = sum(
+            mass * oracles.pixel_distance(source, target, metric)
+            for source, target, mass in zip(plan.source, plan.target, plan.mass)
+        )
+        self.assertAlmostEqual(cost, exact_distance(a, b, metric), places=9)
+        self.assertAlmostEqual(float(transport_cost(plan, metric)), cost, places=5)
+
+
+class DualBoundTest(chex.TestCase):
+    @EACH_CASE
+    def test_no_potential_exceeds_the_distance(self, shape, metric):
+        a, b = random_pair(20, shape)
+        distance = exact_distance(a, b, metric)
+        rng = np.random.default_rng(21)
+
+        for potential in rng.normal(size=(20, *shape)):
+            self.assertLessEqual(dual_bound(potential, a, b, metric), distance + 1e-12)
+
+    @parameterized.parameters("l1", "l2")
+    def test_uses_the_exact_lipschitz_constant(self, metric):
+        shape = (4, 5, 1)
+        potential = np.random.default_rng(22).normal(size=shape)
+        slope, start, end = oracles.steepest_pair(potential, metric)
+        a, b = dot(shape, *start), dot(shape, *end)
+
+        actual = dual_bound(potential, a, b, metric)
+
+        # Mass that moves along the steepest pair meets its bound.
+        self.assertAlmostEqual(actual, exact_distance(a, b, metric), places=9)
+        self.assertAlmostEqual(
+            actual, (potential[end] - potential[start]) / slope, places=9
+        )
+
+    def test_a_flat_potential_says_nothing(self):
+        a, b = random_pair(23, (3, 4, 2))
+        self.assertEqual(dual_bound(np.ones((3, 4, 2)), a, b, "l2"), 0.0)
+
+    def test_refuses_another_shape(self):
+        a, b = random_pair(24, (3, 4, 2))
+        with self.assertRaisesRegex(ValueError, r"\(3, 4, 1\), the images \(3, 4, 2\)"):
+            dual_bound(np.ones((3, 4, 1)), a, b)
+
+
+class FlowFromTransportTest(chex.TestCase):
+    @chex.variants(with_jit=True, without_jit=True)
+    @EACH_SHAPE
+    def test_equals_carrying_each_parcel_by_hand(self, shape):
+        plan = random_parcels(30, shape, 25)
+        image = np.random.default_rng(31).uniform(size=shape).astype(np.float32)
+
+        flow = self.variant(flow_from_transport, static_argnums=1)(plan, shape)
+
+        chex.assert_trees_all_close(
+            np.asarray(apply_flow(image, flow), np.float64),
+            carry(image, plan),
+            atol=1e-5,
+        )
+
+    def test_goes_down_first_and_then_sideways(self):
+        plan = TransportPlan(
+            np.array([[0, 2]]), np.array([[2, 0]]), np.array([0]), np.float32([0.25])
+        )
+
+        flow = flow_from_transport(plan, (3, 3, 1))
+
+        expected = FlowPlan(np.zeros((2, 3, 1)), np.zeros((3, 2, 1)))
+        expected.vertical[:, 2] = 0.25
+        expected.horizontal[2] = -0.25
+        chex.assert_trees_all_close(flow, jax.tree.map(np.float32, expected))
+
+    @EACH_SHAPE
+    def test_never_costs_more_than_the_parcels(self, shape):
+        for seed in range(10):
+            plan = random_parcels(seed, shape, 12)
+            cost = flow_cost(flow_from_transport(plan, shape))
+            self.assertLessEqual(cost, transport_cost(plan, "l1") * (1 + 1e-5))
+
+    @EACH_SHAPE
+    def test_costs_the_same_when_the_plan_is_optimal(self, shape):
+        a, b = random_pair(32, shape)
+        plan = exact_plan(a, b, "l1")
+
+        actual = flow_cost(flow_from_transport(plan, shape))
+
+        chex.assert_trees_all_close(
+            actual, jnp.asarray(exact_distance(a, b)), rtol=1e-5
+        )
+
+    def test_parcels_in_opposite_directions_cancel(self):
+        ends = np.array([[0, 1], [0, 4]])
+        plan = TransportPlan(ends, ends[::-1], np.zeros(2, int), np.float32([0.5, 0.5]))
+
+        flow = flow_from_transport(plan, (2, 6, 1))
+
+        self.assertEqual(flow_cost(flow), 0.0)
+        self.assertEqual(transport_cost(plan), 3.0)
+
+    def test_gradient_of_the_cost_is_each_parcels_distance(self):
+        shape = (5, 6, 1)
+        rng = np.random.default_rng(33)
+        # All parcels go down and right, so none cancel; eighths add up exactly.
+        source, step = rng.integers(0, 3, size=(2, 8, 2))
+        plan = TransportPlan(source, source + step, np.zeros(8, int), np.ones(8))
+
+        def cost(mass):
+            return flow_cost(flow_from_transport(plan._replace(mass=mass), shape))
+
+        actual = jax.grad(cost)(jnp.arange(1.0, 9.0) / 8)
+
+        chex.assert_trees_all_close(actual, np.float32(np.abs(step).sum(1)))
+
+    def test_maps_over_batches_of_padded_plans(self):
+        shape = (4, 5, 2)
+        short, long = random_parcels(34, shape, 3), random_parcels(35, shape, 7)
+        padded = TransportPlan(
+            *(np.concatenate([s, 0 * l[3:]]) for s, l in zip(short, long))
+        )
+        plans = jax.tree.map(lambda *p: np.stack(p), padded, long)
+
+        flows = jax.vmap(lambda plan: flow_from_transport(plan, shape))(plans)
+
+        for n, plan in enumerate((short, long)):
+            expected = flow_from_transport(plan, shape)
+            actual = FlowPlan(flows.vertical[n], flows.horizontal[n])
+            chex.assert_trees_all_close(actual, expected, atol=1e-6)
+
+    def test_refuses_an_image_shape_without_channels(self):
+        with self.assertRaisesRegex(ValueError, r"\[H, W, C\]"):
+            flow_from_transport(random_parcels(36, (3, 4, 1), 2), (3, 4))
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,285 @@
+"""Tests of wsjax.votes."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+from absl.testing import absltest, parameterized
+
+from wsjax import make_key, noise, votes
+from wsjax.votes import as_argument, count_votes
+
+SHAPE, CLASSES = (2, 3, 2), 4
+IMAGE = np.random.default_rng(0).uniform(size=SHAPE).astype(np.float32)
+
+
+def classify(images):
+    """Four of the pixels as logits: no arithmetic, so no batch size matters."""
+    return images.reshape(len(images), -1)[:, :CLASSES]
+
+
+def perturb(key, image):
+    return image + jax.random.uniform(key, image.shape, image.dtype, -1.0, 1.0)
+
+
+def weigh(weights, images):
+    return weights * classify(images)
+
+
+count = functools.partial(count_votes, classify=classify, perturb=perturb)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def logits_of(key, draw, classify, perturb, image):
+    return classify(perturb(jax.random.fold_in(key, draw), image)[None])[0]
+
+
+def by_hand(key, draws, classify=classify, perturb=perturb, image=IMAGE):
+    def logits(draw):
+        return logits_of(key, draw, classify, perturb, image)
+
+    return oracles.votes_one_by_one(logits, draws, CLASSES)
+
+
+def some_devices(test, number):
+    if jax.local_device_count() < number:
+        test.skipTest(f"Needs {number} devices; tests/conftest.py makes eight.")
+    return jax.local_devices()[:number]
+
+
+class CountVotesTest(parameterized.TestCase):
+    @parameterized.product(devices=(1, 4, 8), backend=votes.BACKENDS)
+    def test_equals_a_loop_over_draws_on_any_devices(self, devices, backend):
+        devices = some_devices(self, devices)
+        key = make_key(1)
+        # Fewer draws than blocks and devices, whole blocks, and one draw more.
+        for n in (1, 48, 61):
+            actual = count(
+                key, IMAGE, n=n, block_size=8, devices=devices, backend=backend
+            )
+            chex.assert_shape(actual, (CLASSES,))
+            chex.assert_type(actual, jnp.int32)
+            np.testing.assert_array_equal(actual, by_hand(key, range(n)))
+
+    @parameterized.parameters(1, 7, 50, 64)
+    def test_blocks_of_any_size_count_the_same(self, block_size):
+        key, one_device = make_key(2), jax.local_devices()[:1]
+
+        actual = count(key, IMAGE, n=50, block_size=block_size, devices=one_device)
+
+        np.testing.assert_array_equal(actual, by_hand(key, range(50)))
+
+    def test_blocks_in_any_order_count_the_same(self):
+        key, block_size = make_key(3), 8
+        blocks = [range(b, min(b + block_size, 45)) for b in range(0, 45, block_size)]
+
+        backwards = sum(by_hand(key, block) for block in reversed(blocks))
+
+        np.testing.assert_array_equal(count(key, IMAGE, n=45, block_size=8), backwards)
+
+    def test_more_draws_only_add_votes(self):
+        key = make_key(4)
+
+        few, more = (count(key, IMAGE, n=n, block_size=8) for n in (30, 31))
+
+        np.testing.assert_array_equal(more - few, by_hand(key, [30]))
+
+    def test_default_devices_are_all_and_other_images_do_not_matter(self):
+        key = make_key(5)
+
+        before = count(key, IMAGE, n=40, block_size=8)
+        count(make_key(6), 2 * IMAGE, n=40, block_size=8)
+        after = count(key, IMAGE, n=40, block_size=8, devices=jax.local_devices())
+
+        np.testing.assert_array_equal(before, after)
+        self.assertEqual(before.sum(), 40)
+
+    def test_keys_of_jax_itself_count_the_same(self):
+        np.testing.assert_array_equal(
+            count(jax.random.key(7), IMAGE, n=40, block_size=8),
+            count(make_key(7), IMAGE, n=40, block_size=8),
+        )
+
+    def test_keys_decide(self):
+        a, b = (count(make_key(seed), IMAGE, n=400, block_size=8) for seed in (8, 9))
+
+        self.assertTrue(np.any(np.asarray(a) != b))
+
+    def test_votes_are_for_shares_of_the_probability(self):
+        # Pixel 0 of a black image is the largest of four equal ones a quarter of
+        # the time; five standard deviations of the share are 0.0125.
+        black = np.zeros(SHAPE, np.float32)
+
+        share = np.asarray(count(make_key(10), black, n=30_000)) / 30_000
+
+        np.testing.assert_allclose(share, 0.25, atol=0.0125)
+
+    @parameterized.parameters(*votes.BACKENDS)
+    def test_counts_with_64_bit_types_enabled(self, backend):
+        with jax.enable_x64(True):
+            key, image = make_key(11), IMAGE.astype(np.float64)
+            actual = count(key, image, n=20, block_size=8, backend=backend)
+            expected = by_hand(key, range(20), image=image)
+
+        chex.assert_type(actual, np.int32)
+        np.testing.assert_array_equal(actual, expected)
+
+    def test_noise_laws_perturb(self):
+        law, key = noise.FlowLaplace(0.3), make_key(12)
+
+        actual = count_votes(key, IMAGE, classify, law.perturb, n=20, block_size=8)
+
+        expected = by_hand(key, range(20), perturb=law.perturb)
+        np.testing.assert_array_equal(actual, expected)
+
+
+class WhoGetsTheVoteTest(parameterized.TestCase):
+    def votes_for(self, logits, n=5):
+        def constant(images):
+            return jnp.tile(jnp.array(logits), (len(images), 1))
+
+        one_device = jax.local_devices()[:1]
+        return list(
+            count_votes(
+                make_key(0), IMAGE, constant, perturb, n=n, block_size=2,
+                devices=one_device,
+            )
+        )  # fmt: skip
+
+    def test_the_largest_logit(self):
+        self.assertEqual(self.votes_for([0.0, 3.0, -1.0]), [0, 5, 0])
+
+    def test_the_smallest_class_among_equals(self):
+        self.assertEqual(self.votes_for([0.0, 2.0, 2.0]), [0, 5, 0])
+
+    @parameterized.parameters(np.nan, np.inf, -np.inf)
+    def test_nobody_where_a_logit_is_no_number(self, broken):
+        self.assertEqual(self.votes_for([0.0, broken, 1.0]), [0, 0, 0])
+
+    def test_copies_with_broken_logits_alone_are_left_out(self):
+        def sometimes(images):
+            logits = classify(images)
+            return jnp.where(logits[:, :1] > 1.0, jnp.nan, logits)
+
+        key = make_key(13)
+        actual = count_votes(key, IMAGE, sometimes, perturb, n=60, block_size=8)
+
+        expected = by_hand(key, range(60), classify=sometimes)
+        np.testing.assert_array_equal(actual, expected)
+        self.assertBetween(int(actual.sum()), 1, 59)
+
+
+class CompilationTest(parameterized.TestCase):
+    @parameterized.parameters(*votes.BACKENDS)
+    def test_one_program_serves_all_counts_images_and_weights(self, backend):
+        def run(weights, image, n, seed):
+            weighted = jax.tree_util.Partial(weigh, jnp.asarray(weights))
+            return count_votes(
+                make_key(seed), image, weighted, perturb, n=n, block_size=8,
+                backend=backend,
+            )  # fmt: skip
+
+        ones = np.ones(CLASSES, np.float32)
+        first = run(ones, IMAGE, 30, 0)
+
+        with oracles.compilations() as compiled:
+            for seed, n in enumerate((30, 1, 500, 8)):
+                run(np.float32(seed + 2) * ones, (seed + 1) * IMAGE, n, seed)
+            again = run(ones, IMAGE, 30, 0)
+
+        self.assertEmpty(compiled)
+        np.testing.assert_array_equal(first, again)
+
+    def test_the_compilation_counter_counts(self):
+        with oracles.compilations() as compiled:
+            count(make_key(0), IMAGE[:1], n=3, block_size=8)
+
+        self.assertNotEmpty(compiled)
+
+    def test_a_classifier_kept_by_the_caller_is_traced_for_the_first_image_alone(self):
+        # Once for the shape of its logits, once for the program.
+        chex.clear_trace_counter()
+        kept = as_argument(chex.assert_max_traces(classify, n=2))
+        for seed in range(3):
+            count_votes(make_key(seed), IMAGE, kept, perturb, n=9 + seed, block_size=8)
+
+    def test_new_weights_count(self):
+        one_hot = np.eye(CLASSES, dtype=np.float32)
+        for winner in range(CLASSES):
+            favour = jax.tree_util.Partial(
+                lambda weights, images: weights + 0 * classify(images), one_hot[winner]
+            )
+            won = count_votes(make_key(0), IMAGE, favour, perturb, n=3, block_size=8)
+            np.testing.assert_array_equal(won, 3 * one_hot[winner])
+
+    @parameterized.parameters(*votes.BACKENDS)
+    def test_the_program_and_so_its_memory_do_not_know_the_number_of_draws(
+        self, backend
+    ):
+        def program(n):
+            run = functools.partial(count, n=n, block_size=8, backend=backend)
+            text = str(jax.make_jaxpr(run)(make_key(0), IMAGE))
+            # As a number it may occur, as the size of an array it may not.
+            return " ".join(text.replace(f"{n}:i32[]", "n").split())
+
+        self.assertEqual(program(7_919), program(104_729))
+
+
+class ErrorsTest(parameterized.TestCase):
+    @parameterized.product(
+        name=("n", "block_size"), value=(0, -1, 2.5, 2**31 - 2**24, 2**40)
+    )
+    def test_refuses_impossible_sizes(self, name, value):
+        sizes = {"n": 10, "block_size": 8, name: value}
+        with self.assertRaisesRegex(ValueError, "whole number between 1 and") as caught:
+            count(make_key(0), IMAGE, **sizes)
+        self.assertIn(f"{name}={value!r}", str(caught.exception))
+
+    def test_refuses_blocks_beyond_the_reach_of_the_counters(self):
+        with self.assertRaisesRegex(ValueError, "use smaller blocks"):
+            count(make_key(0), IMAGE, n=10, block_size=2**24 + 1)
+
+    def test_refuses_unknown_backends(self):
+        with self.assertRaisesRegex(ValueError, "backend='xmap' is not one of.*pmap"):
+            count(make_key(0), IMAGE, n=10, backend="xmap")
+
+    @parameterized.named_parameters(
+        ("one_image_at_a_time", lambda images: classify(images)[0]),
+        ("labels", lambda images: jnp.argmax(classify(images), axis=-1)),
+        ("maps", lambda images: images),
+    )
+    def test_refuses_what_are_no_logits(self, classify):
+        with self.assertRaisesRegex(ValueError, r"should return logits \[B, K\]"):
+            count_votes(make_key(0), IMAGE, classify, perturb, n=10, block_size=8)
+
+    def test_refuses_what_cannot_be_called(self):
+        with self.assertRaisesRegex(TypeError, "Expected a callable, got ndarray"):
+            count_votes(make_key(0), IMAGE, np.ones(3), perturb, n=10)
+
+
+class AsArgumentTest(absltest.TestCase):
+    def test_partials_pass_with_their_arrays_as_leaves(self):
+        partial = jax.tree_util.Partial(weigh, np.ones(3))
+
+        self.assertIs(as_argument(partial), partial)
+        self.assertLen(jax.tree.leaves(as_argument(partial)), 1)
+
+    def test_other_callables_have_no_leaves(self):
+        wrapped = as_argument(classify)
+
+        self.assertEmpty(jax.tree.leaves(wrapped))
+        images = np.ones((2, *SHAPE))
+        np.testing.assert_array_equal(wrapped(images), classify(images))
+
+    def test_wrapping_twice_gives_equal_static_parts(self):
+        a, b = (jax.tree.structure(as_argument(classify)) for _ in range(2))
+
+        self.assertEqual(a, b)
+        self.assertEqual(hash(a), hash(b))
+
+
+if __name__ == "__main__":
+    absltest.main()
