@@ -12,7 +12,7 @@ EXTRAS ?= test
 quickstart: $(VENV)/train.stamp
 	$(RUN) train.py --config=configs/digits.py --workdir=$(QUICK)
 	$(RUN) certify.py --config=configs/digits.py --workdir=$(QUICK)
-	$(RUN) attack.py --config=configs/digits.py --workdir=$(QUICK)
+	$(RUN) attack.py --config=configs/digits.py --workdir=$(QUICK) --config.data.stride=6
 	@echo
 	@echo "Done. Figures and rows are in $(QUICK):"
 	@ls $(QUICK)/*.png $(QUICK)/*.tsv

@@ -42,12 +42,11 @@ def main(config, workdir):
         may_differ=configs.MAY_DIFFER,
     )
     _log.info("Attacking %d images on %s.", len(indices), manifest.devices())
-    key = streams.stream_key(config["seed"], streams.ATTACK)
-    for number, target in enumerate(targets):
+    for target in targets:
         attack(
             workdir,
             target,
-            jax.random.fold_in(key, attack_report.TARGETS.index(target)),
+            config["seed"],
             examples,
             indices,
             classify,
@@ -57,16 +56,19 @@ def main(config, workdir):
     attack_report.show_attacks(workdir, examples, config["attack"]["pictures"])
 
 
-def attack(workdir, target, key, examples, indices, classify, smoothing, settings):
+def attack(workdir, target, seed, examples, indices, classify, smoothing, settings):
     """Attacks the images of one target that have no row yet."""
     path = workdir / attack_report.rows_name(target)
     folder = workdir / attack_report.folder_name(target)
     folder.mkdir(exist_ok=True)
-    columns = attack_report.COLUMNS
-    with rows.RowWriter(path, columns) as writer, StopFlag() as stop:
+    key = streams.stream_key(seed, streams.ATTACK)
+    fresh = streams.stream_key(seed, streams.VERIFY)
+    ask = attack_report.make_ask(classify, smoothing, settings)
+    # Attacks on the plain classifier draw nothing and share their gradient steps;
+    # smoothed ones go one by one, each with a key of its own.
+    size = 1 if smoothing else settings.batch_size
+    with rows.RowWriter(path, attack_report.COLUMNS) as writer, StopFlag() as stop:
         todo = [index for index in indices if index not in writer.done]
-        # Images of a group share gradient steps; a row does not depend on its group.
-        size = max(1, settings.batch_size // (settings.num_samples if smoothing else 1))
         with progress(total=len(todo), desc=f"attack {target}", unit="image") as bar:
             for start in range(0, len(todo), size):
                 group = todo[start : start + size]
@@ -77,8 +79,7 @@ def attack(workdir, target, key, examples, indices, classify, smoothing, setting
                     images,
                     labels,
                     classify,
-                    key=key,
-                    ids=np.array(group),
+                    key=jax.random.fold_in(key, group[0]),
                     smoothing=smoothing,
                     settings=settings,
                 )
@@ -86,10 +87,22 @@ def attack(workdir, target, key, examples, indices, classify, smoothing, setting
                 distances = attacks.measure(images, result.adversarial)
                 for place, index in enumerate(group):
                     np.save(folder / f"{index:06d}.npy", result.adversarial[place])
-                    row = attack_report.attack_row(
-                        index, int(labels[place]), result, distances, place, seconds
+                    # Ask again, where mass is restored, by votes never seen before.
+                    restored = attacks.restore_mass(
+                        images[place], result.adversarial[place]
                     )
-                    writer.write(**row)
+                    answer = ask(jax.random.fold_in(fresh, index), restored)
+                    writer.write(
+                        **attack_report.attack_row(
+                            index,
+                            int(labels[place]),
+                            answer,
+                            result,
+                            distances,
+                            place,
+                            seconds,
+                        )
+                    )
                 bar.update(len(group))
                 stop.check()
 

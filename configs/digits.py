@@ -38,4 +38,13 @@ def get_config():
         "alpha": 0.05,  # Chance that a given certificate is wrong.
         "block_size": 500,
     }
+    config.attack = {
+        "target": "both",
+        "epsilon": 0.02,  # First radius of the growing schedule,
+        "epsilon_factor": 1.25,  # multiplied by this
+        "epsilon_every": 5,  # every so many steps.
+        "max_steps": 150,
+        "n": 2_000,  # Votes per answer of the smoothed classifier.
+        "pictures": 6,
+    }
     return config

@@ -99,30 +99,32 @@ def steepest_pair(weights, metric):
     return best
 
 
-def linear_probability(law, coefficients, margin, points=400_001):
-    """P(margin + sum_i coefficients[i] * X_i > 0), X_i independent draws of `law`.
+def linear_probability(law, coefficients, margins, points=40_000):
+    """P(margin + sum_i coefficients[i] * X_i > 0) for each margin, X_i ~ `law`.
 
     `law` is symmetric. By inversion of the characteristic function (Gil-Pelaez),
     which has to be negligible at the end of the grid: there are enough coefficients.
     """
-    coefficients = np.ravel(coefficients)
-    coefficients = coefficients[coefficients != 0]
+    coefficients = np.abs(np.ravel(coefficients))
+    coefficients = coefficients[coefficients > 0]
     if len(coefficients) == 1:
-        return float(law.cdf(margin / abs(coefficients[0])))
+        return law.cdf(np.asarray(margins) / coefficients[0])
     spread = law.std() * np.linalg.norm(coefficients)
-    grid, step = np.linspace(0.0, 200.0 / spread, points, retstep=True)
-    grid = grid[1:] - step / 2  # Midpoints: the integrand is smooth at 0.
-    phi = np.ones_like(grid)
+    step = 200.0 / spread / points
+    grid = step * (np.arange(points) + 0.5)  # Midpoints: smooth, and never 0.
+    phi = np.ones(points)
     for a in coefficients:
-        phi = phi * _CHARACTERISTIC[law.dist.name](grid * abs(a), law)
+        phi *= _CHARACTERISTIC[law.dist.name](a * law.std() * grid)
     assert abs(phi[-1]) < 1e-7, "Too few coefficients for this inversion."
-    return float(0.5 + np.sum(np.sin(grid * margin) / grid * phi) * step / np.pi)
+    integrals = [np.sum(np.sin(grid * margin) / grid * phi) for margin in margins]
+    return 0.5 + np.array(integrals) * step / np.pi
 
 
+# Of laws with standard deviation one.
 _CHARACTERISTIC = {
-    "laplace": lambda s, law: 1.0 / (1.0 + 0.5 * (law.std() * s) ** 2),
-    "norm": lambda s, law: np.exp(-0.5 * (law.std() * s) ** 2),
-    "uniform": lambda s, law: np.sinc(np.sqrt(3.0) * law.std() * s / np.pi),
+    "laplace": lambda s: 1.0 / (1.0 + 0.5 * s**2),
+    "norm": lambda s: np.exp(-0.5 * s**2),
+    "uniform": lambda s: np.sinc(np.sqrt(3.0) * s / np.pi),
 }
 
 

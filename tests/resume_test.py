@@ -6,10 +6,10 @@ from unittest import mock
 
 import chex
 import numpy as np
-from absl.testing import absltest, parameterized
-
 import tiny_runs
-from tiny_runs import NUM_EPOCHS, STEPS_PER_EPOCH, Bar, PowerFailure, final_arrays
+from absl.testing import absltest, parameterized
+from tiny_runs import Bar, PowerFailure, final_arrays
+
 from wsjax.runs import signals
 from wsjax.training import loop
 
@@ -41,11 +41,12 @@ class InProcessTest(chex.TestCase):
             metrics_text(self.folder / name), metrics_text(self.folder / "left_alone")
         )
 
-    @parameterized.parameters(1, 2)
-    def test_stopped_by_a_signal_at_any_step(self, evaluate_every):
+    # A reading of the loss, the end of an epoch, a step in between, the last step.
+    @parameterized.parameters((1, (3, 5, 6, 7, 10, 15)), (2, (1, 4, 5, 10, 12)))
+    def test_stopped_by_a_signal_at_any_step(self, evaluate_every, moments):
         options = {"evaluate_every": evaluate_every, "checkpoint_every": 2}
         self.run_once("left_alone", **options)
-        for step in range(evaluate_every, STEPS_PER_EPOCH * NUM_EPOCHS + 1, 2):
+        for step in moments:
             name = f"stopped_{step}"
             with (
                 mock.patch.object(Bar, "signal_at", step),
@@ -69,7 +70,7 @@ class InProcessTest(chex.TestCase):
             ),
         ):
             self.enter_context(patch)
-        for number in range(3):
+        for number in range(2):
             finished = False
             while not finished:
                 with mock.patch.object(Bar, "fuse", int(rng.integers(0, 22))):

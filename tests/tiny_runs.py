@@ -7,13 +7,16 @@ signals. As a program: the scripts with a tiny config on scikit-learn's digits.
 import functools
 import os
 import pathlib
+import runpy
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import linen as nn
@@ -76,15 +79,22 @@ def train(workdir, *, make_optimizer=None, perturb=PERTURB, **options):
 
 
 def compiling_once():
-    """Patches that compile equal steps once, however many runs a process starts."""
-    for name in ("make_train_step", "make_eval_step"):
-        yield mock.patch.object(steps, name, _CACHED[name])
+    """Patches that compile equal programs once, however many runs a process starts."""
+    for name, function in _CACHED.items():
+        yield mock.patch.object(steps, name, function)
 
 
 _CACHED = {
     name: functools.cache(getattr(steps, name))
     for name in ("make_train_step", "make_eval_step")
 }
+_CACHED["init_state"] = lambda _, *build: jax.tree.map(jnp.copy, _first_state(*build))
+_init_state = steps.init_state
+
+
+@functools.cache
+def _first_state(*build):
+    return _init_state(jax.random.key(0), *build)
 
 
 class Bar:
@@ -172,10 +182,17 @@ CONFIG = textwrap.dedent(
 )
 
 
+_COMPILED = tempfile.TemporaryDirectory()
+
+
 def write_config(folder):
     path = pathlib.Path(folder) / "tiny.py"
     path.write_text(CONFIG)
     return path
+
+
+def load_config(path):
+    return runpy.run_path(str(path))["get_config"]()
 
 
 def start(script, *arguments, prelude=""):
@@ -191,6 +208,9 @@ def start(script, *arguments, prelude=""):
     env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     env["PYTHONPATH"] = str(ROOT)
     env["JAX_PLATFORMS"] = "cpu"
+    # Programs that were compiled for one start serve the next.
+    env["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
+    env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
     return subprocess.Popen(
         [sys.executable, *program, *map(str, arguments)],
         env=env,

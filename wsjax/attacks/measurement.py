@@ -57,12 +57,30 @@ def measure(images: jax.Array, adversarial: jax.Array) -> Measurement:
     return Measurement(*np.array(pairs).reshape(len(pairs), 5).T)
 
 
-def _measure_one(image, moved):
+def restore_mass(image: jax.Array, moved: jax.Array) -> np.ndarray | None:
+    """Rescales each channel of `moved` to the mass it has in `image`.
+
+    Args:
+      image: `[H, W, C]`, the original.
+      moved: the same shape, nonnegative.
+
+    Returns:
+      `[H, W, C]` float64, or None where a channel went black and nothing is left to
+      rescale. Pixels may come out above one.
+    """
+    image, moved = np.asarray(image, np.float64), np.asarray(moved, np.float64)
     masses, left = image.sum((0, 1)), moved.sum((0, 1))
-    error = np.abs(left - masses).sum() / masses.sum()
     if ((left == 0) & (masses > 0)).any():
+        return None
+    return moved * (masses / np.where(left == 0, 1, left))
+
+
+def _measure_one(image, moved):
+    masses = image.sum((0, 1))
+    error = np.abs(moved.sum((0, 1)) - masses).sum() / masses.sum()
+    restored = restore_mass(image, moved)
+    if restored is None:
         l1 = l2 = np.inf
     else:
-        restored = moved * (masses / np.where(left == 0, 1, left))
         l1, l2 = (exact_distance(image, restored, metric) for metric in ("l1", "l2"))
     return l1, l2, error, moved.min(), moved.max()

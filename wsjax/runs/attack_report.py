@@ -2,22 +2,28 @@
 
 import json
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 from rich.table import Table
 
-from wsjax import plots
-from wsjax.attacks import AttackResult, Measurement
+from wsjax import plots, smoothing
+from wsjax.attacks import AttackResult, Measurement, SinkhornAttack, restore_mass
 from wsjax.runs import manifest, report
 from wsjax.runs.rows import Rows, read_rows
+from wsjax.smoothing import ABSTAIN
 from wsjax.transport import exact_flow
+from wsjax.votes import as_argument
 
 TARGETS = ("base", "smoothed")
 
-# `radius` is the nominal radius of the ball at the first success (0 for an image that
-# was wrong to begin with, inf for a failure); `correct` whether the answer to the last
-# image, asked once more by fresh votes, is right; l1, l2 the exact distances.
+# `radius` is nominal: the ball at the first success, by the rule of the attack (0 for an
+# image that was wrong to begin with, inf for a failure). `predict` is the answer at the
+# last image after the mass that clipping took is restored, by fresh votes; `l1` and `l2`
+# are the exact distances of that image. `success` is the attack's own word, `verified`
+# adds that `predict` is a wrong class, not an abstention.
 COLUMNS = (
     "idx",
     "label",
@@ -57,24 +63,57 @@ def folder_name(target: str) -> str:
     return f"adversarial_{target}"
 
 
+def make_ask(
+    classify: Callable[[jax.Array], jax.Array],
+    smooth: smoothing.Smoothing | None,
+    settings: SinkhornAttack,
+) -> Callable[[jax.Array, np.ndarray | None], int | None]:
+    """The question put to a classifier once its attack is over.
+
+    Args:
+      classify: base classifier.
+      smooth: noise of the smoothed classifier, or None for the plain one.
+      settings: number of votes and level.
+
+    Returns:
+      `(key, image or None) -> class, ABSTAIN, or None for no image`.
+    """
+    logits = jax.jit(lambda classifier, images: classifier(images))
+
+    def ask(key, image):
+        if image is None:
+            return None
+        image = np.asarray(image, np.float32)
+        if smooth is None:
+            return int(np.argmax(logits(as_argument(classify), image[None])[0]))
+        return smoothing.predict(
+            key, image, classify, smooth, n=settings.n, alpha=settings.alpha
+        ).label
+
+    return ask
+
+
 def attack_row(
     index: int,
     label: int,
+    answer: int | None,
     result: AttackResult,
     distances: Measurement,
     place: int,
     seconds: float,
 ) -> dict[str, Any]:
     """One row of `attack_*.tsv`: the image at `place` of an attacked group."""
+    predict = ABSTAIN if answer is None else answer
+    success = bool(result.success[place])
     return {
         "idx": index,
         "label": label,
-        "predict": int(result.answer[place]),
+        "predict": predict,
         "radius": float(result.epsilon[place]),
-        "correct": int(result.answer[place]) == label,
+        "correct": predict == label,
         "time": round(seconds, 4),
-        "success": bool(result.success[place]),
-        "verified": bool(result.verified[place]),
+        "success": success,
+        "verified": success and predict not in (label, ABSTAIN),
         "steps": int(result.steps[place]),
         **{name: float(getattr(distances, name)[place]) for name in COLUMNS[-5:]},
     }
@@ -157,7 +196,9 @@ def show_attacks(workdir: pathlib.Path, examples: Any, pictures: int) -> None:
     metric = manifest.read(workdir)["attack"]["config"]["smoothing"]["ground_metric"]
     certified = {}
     if (workdir / report.CERTIFICATES).exists():
-        certified = {f"certified: {r.name}": r.curve for r in report.read_certified(workdir)}
+        certified = {
+            f"certified: {r.name}": r.curve for r in report.read_certified(workdir)
+        }
     plots.accuracy_curves(
         workdir / "attacks.png",
         certified,
@@ -188,12 +229,8 @@ def _pictures(workdir, target, rows, examples, count):
         if not path.exists():
             continue
         moved = np.load(path, allow_pickle=False)
-        masses = image.sum((0, 1), dtype=np.float64), moved.sum((0, 1), dtype=np.float64)
-        flow = None
-        if not ((masses[1] == 0) & (masses[0] > 0)).any():
-            # As `measure` does: clipping lost mass, which is put back first.
-            restored = moved * (masses[0] / np.where(masses[1] == 0, 1, masses[1]))
-            flow = exact_flow(image, restored)
+        restored = restore_mass(image, moved)
+        flow = None if restored is None else exact_flow(image, restored)
         title = (
             f"{label}, taken for {rows.ints('predict')[place]}\n"
             f"W = {rows.floats('l1')[place]:.3f} (l1), {rows.floats('l2')[place]:.3f} (l2)"

@@ -2,20 +2,25 @@
 
 import dataclasses
 import difflib
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_collections
 
 from wsjax.attacks import SinkhornAttack
 
-REQUIRED = object()
+
+class Required(NamedTuple):
+    """Stands in the schema for a key that has no default."""
+
+    type: type
+
 
 # Every key a config may hold; a value here is the default. One `smoothing` block
 # serves training, certification and attack, so they cannot disagree.
 _SCHEMA = {
     "seed": 0,
     "data": {
-        "name": REQUIRED,  # digits, mnist, fashion_mnist, cifar10, imagenet.
+        "name": Required(str),  # digits, mnist, fashion_mnist, cifar10, imagenet.
         "source": "files",  # "files" (the originals) or "tfds" (prepared earlier).
         "dir": "",  # Folder of the files, or data_dir of tfds.
         "stride": 1,  # Every stride-th test image is certified or attacked,
@@ -26,14 +31,14 @@ _SCHEMA = {
         "resize": 256,  # and of the short side before it.
     },
     "model": {
-        "name": REQUIRED,
+        "name": Required(str),
         "checkpoint": "",  # FILE.pth of the paper's authors instead of training.
         "num_classes": None,  # Anything else is a field of the Flax module.
     },
     "smoothing": {
-        "noise": REQUIRED,
-        "sigma": REQUIRED,
-        "ground_metric": REQUIRED,
+        "noise": Required(str),
+        "sigma": Required(float),
+        "ground_metric": Required(str),
         "certificate": "tight",
         "wrap": False,
     },
@@ -42,19 +47,19 @@ _SCHEMA = {
         "share_noise": False,  # One draw per batch, as the paper's code does.
         "augment": "none",  # "none" or "crop_flip".
         "optimizer": "sgd",
-        "learning_rate": REQUIRED,
+        "learning_rate": Required(float),
         "momentum": 0.9,
         "weight_decay": 0.0,
         "schedule": "constant",
-        "batch_size": REQUIRED,
-        "num_epochs": REQUIRED,
+        "batch_size": Required(int),
+        "num_epochs": Required(int),
         "checkpoint_every": 1,
         "evaluate_every": 1,
     },
     "certify": {
-        "n0": REQUIRED,
-        "n": REQUIRED,
-        "alpha": REQUIRED,
+        "n0": Required(int),
+        "n": Required(int),
+        "alpha": Required(float),
         "use_runner_up": False,
         "block_size": 250,
         "backend": "pmap",
@@ -123,7 +128,7 @@ def _resolve_block(given, schema, path):
         if isinstance(default, dict):
             resolved[key] = _resolve_block(given.get(key, {}), default, name)
         elif key not in given:
-            if default is REQUIRED:
+            if isinstance(default, Required):
                 raise ConfigError(f"{name} is missing from the config.")
             resolved[key] = default
         else:
@@ -132,9 +137,9 @@ def _resolve_block(given, schema, path):
 
 
 def _of_type(value, default, name):
-    if default is REQUIRED or default is None:
+    if default is None:
         return value
-    kind = type(default)
+    kind = default.type if isinstance(default, Required) else type(default)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):

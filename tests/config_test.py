@@ -1,0 +1,122 @@
+"""Tests of wsjax.runs.config."""
+
+import copy
+
+import chex
+import ml_collections
+from absl.testing import absltest, parameterized
+
+from wsjax import attacks
+from wsjax.runs import config
+
+LEAST = {
+    "data": {"name": "digits"},
+    "model": {"name": "conv_small"},
+    "smoothing": {"noise": "flow_laplace", "sigma": 0.01, "ground_metric": "l2"},
+    "train": {"learning_rate": 0.1, "batch_size": 8, "num_epochs": 1},
+    "certify": {"n0": 10, "n": 10, "alpha": 0.05},
+}
+
+
+def least(**blocks):
+    """The smallest config there is, with some keys set in some blocks."""
+    whole = copy.deepcopy(LEAST)
+    for block, values in blocks.items():
+        if isinstance(values, dict):
+            whole.setdefault(block, {}).update(values)
+        else:
+            whole[block] = values
+    return whole
+
+
+class ResolveTest(chex.TestCase):
+    def test_fills_in_defaults(self):
+        resolved = config.resolve(ml_collections.ConfigDict(LEAST))
+        self.assertEqual(resolved["seed"], 0)
+        self.assertEqual(resolved["data"]["stride"], 1)
+        self.assertEqual(resolved["smoothing"]["certificate"], "tight")
+        self.assertEqual(resolved["train"]["momentum"], 0.9)
+        self.assertFalse(resolved["train"]["share_noise"])
+        self.assertEqual(resolved["certify"]["backend"], "pmap")
+        for block, values in LEAST.items():
+            self.assertEqual({**resolved[block], **values}, resolved[block])
+
+    def test_attack_defaults_are_those_of_the_attack(self):
+        settings = config.resolve(LEAST)["attack"]
+        for name, value in vars(attacks.SinkhornAttack()).items():
+            self.assertEqual(settings[name], value)
+
+    def test_keeps_what_is_set(self):
+        whole = least(seed=5, attack={"max_steps": 3}, certify={"use_runner_up": True})
+        resolved = config.resolve(whole)
+        self.assertEqual(resolved["seed"], 5)
+        self.assertEqual(resolved["attack"]["max_steps"], 3)
+        self.assertTrue(resolved["certify"]["use_runner_up"])
+        self.assertEqual(config.resolve(resolved), resolved)
+
+    def test_whole_numbers_serve_as_floats(self):
+        resolved = config.resolve(least(smoothing={"sigma": 1}, train={"momentum": 0}))
+        for value in (resolved["smoothing"]["sigma"], resolved["train"]["momentum"]):
+            self.assertIsInstance(value, float)
+
+    def test_fields_of_the_model_pass_through(self):
+        resolved = config.resolve(least(model={"widths": (4, 8), "hidden": 16}))
+        self.assertEqual(resolved["model"]["widths"], (4, 8))
+        self.assertEqual(resolved["model"]["hidden"], 16)
+
+    @parameterized.named_parameters(
+        (
+            "misspelled",
+            {"train": {"batchsize": 8}},
+            "config.train.batchsize .*batch_si",
+        ),
+        ("elsewhere", {"certify": {"xyz": 1}}, "config.certify.xyz .*Settings.*alpha"),
+        ("block", {"smothing": {}}, "config.smothing .*Did you mean smoothing"),
+        (
+            "text",
+            {"smoothing": {"sigma": "0.1"}},
+            "sigma='0.1' should be of type float",
+        ),
+        ("truth", {"certify": {"n": True}}, "n=True should be of type int"),
+        ("part", {"certify": {"n": 10.5}}, "n=10.5 should be of type int"),
+        ("number", {"data": {"name": 3}}, "data.name=3 should be of type str"),
+        ("no_truth", {"train": {"noisy": "False"}}, "noisy='False' .*type bool"),
+        ("default", {"train": {"momentum": "high"}}, "momentum='high' .*type float"),
+        ("seed", {"seed": 0.5}, "config.seed=0.5 should be of type int"),
+        ("no_block", {"train": 3}, "config.train should be a block of settings, got 3"),
+    )
+    def test_refuses(self, blocks, message):
+        with self.assertRaisesRegex(config.ConfigError, message):
+            config.resolve(least(**blocks))
+
+    def test_names_every_key_that_is_missing(self):
+        for block, values in LEAST.items():
+            for key in values:
+                whole = copy.deepcopy(LEAST)
+                del whole[block][key]
+                with self.assertRaisesRegex(
+                    config.ConfigError, f"config.{block}.{key} is missing"
+                ):
+                    config.resolve(whole)
+            whole = copy.deepcopy(LEAST)
+            del whole[block]
+            with self.assertRaisesRegex(
+                config.ConfigError, f"config.{block}.* missing"
+            ):
+                config.resolve(whole)
+
+    def test_select_takes_the_seed_and_the_blocks(self):
+        resolved = config.resolve(least(seed=5))
+        self.assertEqual(
+            config.select(resolved, "data", "certify"),
+            {"seed": 5, "data": resolved["data"], "certify": resolved["certify"]},
+        )
+
+    def test_suggest_names_the_closest_or_all(self):
+        known = ("sigma", "noise")
+        self.assertEqual(config.suggest("sigm", known), " Did you mean sigma?")
+        self.assertEqual(config.suggest("q", known), " Settings there: sigma, noise.")
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,125 @@
+"""Tests of the files in configs/: each loads, resolves, and builds all it names."""
+
+import dataclasses
+import pathlib
+import re
+import runpy
+
+import chex
+import jax
+import jax.numpy as jnp
+from absl.testing import absltest, parameterized
+
+from wsjax import attacks, smoothing, votes
+from wsjax.runs import attack_report, cli, config, experiment
+
+ROOT = pathlib.Path(__file__).parents[1]
+FILES = sorted((ROOT / "configs").rglob("*.py"))
+EACH_CONFIG = parameterized.named_parameters(
+    ("_".join(path.relative_to(ROOT / "configs").with_suffix("").parts), path)
+    for path in FILES
+)
+IMAGES = {
+    "digits": ((8, 8, 1), 10),
+    "mnist": ((28, 28, 1), 10),
+    "fashion_mnist": ((28, 28, 1), 10),
+    "cifar10": ((32, 32, 3), 10),
+    "imagenet": ((224, 224, 3), 1000),
+}
+
+
+def load(path):
+    module = runpy.run_path(str(path))
+    return config.resolve(module["get_config"]()), module["__doc__"]
+
+
+class ConfigsTest(chex.TestCase):
+    def test_there_is_one_for_every_data_set(self):
+        names = {load(path)[0]["data"]["name"] for path in FILES}
+        self.assertEqual(names, set(IMAGES))
+
+    @EACH_CONFIG
+    def test_noise_and_protocol(self, path):
+        settings, _ = load(path)
+        smooth = experiment.make_smoothing(settings)
+        self.assertGreater(smooth.radius(0.9), 0)
+        protocol = settings["certify"]
+        smoothing.check_protocol(**{k: protocol[k] for k in ("n0", "n", "alpha")})
+        self.assertIn(protocol["backend"], votes.BACKENDS)
+
+    @EACH_CONFIG
+    def test_model(self, path):
+        settings, _ = load(path)
+        shape, classes = IMAGES[settings["data"]["name"]]
+        module = experiment.make_model(settings["model"], classes)
+        logits, _ = jax.eval_shape(
+            module.init_with_output, jax.random.key(0), jnp.zeros((2, *shape))
+        )
+        self.assertEqual(logits.shape, (2, classes))
+        self.assertEqual(logits.dtype, jnp.float32)
+
+    @EACH_CONFIG
+    def test_training(self, path):
+        settings, _ = load(path)
+        optimizer = experiment.make_optimizer(settings["train"], 1000)
+        optimizer.init(jnp.zeros(3))
+        experiment.make_optimizer(settings["train"], 1)
+        experiment.make_augment(settings["train"]["augment"])
+        # So that one to sixteen devices can share a batch.
+        self.assertEqual(settings["train"]["batch_size"] % 16, 0)
+
+    @EACH_CONFIG
+    def test_attack(self, path):
+        settings, _ = load(path)
+        fields = [field.name for field in dataclasses.fields(attacks.SinkhornAttack)]
+        built = attacks.SinkhornAttack(**{k: settings["attack"][k] for k in fields})
+        self.assertGreaterEqual(built.n, 1)
+        attack_report.chosen_targets(settings["attack"]["target"])
+
+    @EACH_CONFIG
+    def test_header_has_the_commands(self, path):
+        settings, header = load(path)
+        name = path.relative_to(ROOT)
+        folder = " --config.data.dir=FOLDER" * (settings["data"]["name"] != "digits")
+        found = re.findall(r"^  python (\w+\.py) +(.*)$", header, re.MULTILINE)
+        self.assertContainsSubset({"train.py", "certify.py"}, dict(found))
+        for script, arguments in found:
+            self.assertTrue((ROOT / script).exists(), script)
+            self.assertEqual(arguments, f"--config={name}{folder}")
+
+    @EACH_CONFIG
+    def test_overrides_that_headers_and_messages_name_exist(self, path):
+        # Only keys that stand in the file itself can be overridden.
+        given = runpy.run_path(str(path))["get_config"]()
+        _, header = load(path)
+        texts = [header, "--config.model.checkpoint --config.data.stride"]
+        for key in re.findall(r"--config\.([\w.]*\w)", " ".join(texts)):
+            block, name = key.split(".")
+            self.assertIn(name, given[block], f"{key} in {path.name}")
+
+    def test_paper_recipes_are_the_published_ones(self):
+        for name, epsilon in (("mnist", 0.3), ("cifar", 0.001)):
+            settings, _ = load(ROOT / "configs" / "paper" / f"{name}.py")
+            train = {"learning_rate": 1e-3, "momentum": 0.9, "weight_decay": 5e-4}
+            train |= {"batch_size": 128, "num_epochs": 200, "schedule": "constant"}
+            self.assertEqual(settings["train"] | train, settings["train"])
+            protocol = {"n0": 1_000, "n": 10_000, "alpha": 0.05}
+            self.assertEqual(settings["certify"] | protocol, settings["certify"])
+            self.assertEqual(settings["smoothing"]["certificate"], "published")
+            self.assertEqual(settings["attack"]["epsilon"], epsilon)
+            self.assertTrue(settings["attack"]["abstention_counts"])
+
+
+class WorkdirTest(chex.TestCase):
+    @parameterized.parameters(
+        ("configs/digits.py", "runs/digits"),
+        ("configs/paper/mnist.py", "runs/paper-mnist"),
+        ("/a/configs/paper/mnist.py:0.01", "runs/paper-mnist-0.01"),
+        ("elsewhere/mine.py", "runs/mine"),
+    )
+    def test_default_is_named_after_the_config(self, path, workdir):
+        self.assertEqual(cli.default_workdir(path), pathlib.Path(workdir))
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,185 @@
+"""Tests of wsjax.runs.manifest."""
+
+import copy
+import json
+import pathlib
+import sys
+import tempfile
+from unittest import mock
+
+import chex
+import jax
+from absl.testing import absltest, parameterized
+
+from wsjax.runs import config as configs
+from wsjax.runs import manifest
+
+CONFIG = {
+    "seed": 3,
+    "data": {"name": "digits", "dir": "", "stride": 5},
+    "smoothing": {"sigma": 0.1, "wrap": False},
+    "certify": {"n": 100, "block_size": 10},
+}
+
+
+def changed(path, value):
+    """`CONFIG` with another value at a dotted key; None takes the key away."""
+    config = copy.deepcopy(CONFIG)
+    *blocks, key = path.split(".")
+    block = config
+    for name in blocks:
+        block = block[name]
+    if value is None:
+        del block[key]
+    else:
+        block[key] = value
+    return config
+
+
+class ManifestTest(chex.TestCase):
+    def setUp(self):
+        super().setUp()
+        folder = self.enter_context(tempfile.TemporaryDirectory())
+        self.folder = pathlib.Path(folder)
+        self.file = self.folder / "run.json"
+
+    def record(self, config=CONFIG, script="certify", checksum="abc"):
+        manifest.record(
+            self.folder,
+            script,
+            config,
+            data_checksum=checksum,
+            may_differ=configs.MAY_DIFFER,
+        )
+
+    def test_records_what_produced_the_results(self):
+        with mock.patch.object(sys, "argv", ["/some/where/certify.py", "--x=1"]):
+            self.record()
+        entry = json.loads(self.file.read_text())["certify"]
+        self.assertEqual(entry["config"], CONFIG)
+        self.assertEqual(entry["seed"], 3)
+        self.assertEqual(entry["data_checksum"], "abc")
+        self.assertEqual(entry["versions"]["jax"], jax.__version__)
+        self.assertContainsSubset({"python", "numpy", "scipy"}, entry["versions"])
+        self.assertEqual(entry["devices"][0], "8 x cpu")
+        self.assertEqual(entry["command"], ["certify.py", "--x=1"])
+        self.assertRegex(entry["started"], r"^\d{4}-\d\d-\d\dT[\d:]+\+00:00$")
+        self.assertNotIn("resumed", entry)
+
+    def test_scripts_have_entries_of_their_own(self):
+        self.record()
+        self.record(changed("seed", 4), script="train")
+        found = manifest.read(self.folder)
+        self.assertEqual(found["certify"]["seed"], 3)
+        self.assertEqual(found["train"]["seed"], 4)
+
+    def test_going_on_is_noted_and_keeps_the_start(self):
+        self.record()
+        before = manifest.read(self.folder)["certify"]
+        with mock.patch.object(manifest, "devices", lambda: ["2 x tpu"]):
+            self.record()
+        self.record()
+        after = manifest.read(self.folder)["certify"]
+        self.assertEqual(after["started"], before["started"])
+        devices = [part["devices"] for part in after["resumed"]]
+        self.assertEqual(devices, [["2 x tpu"], before["devices"]])
+
+    @parameterized.parameters(
+        ("seed", 4, "config.seed: there 3, now 4"),
+        ("smoothing.sigma", 0.2, "config.smoothing.sigma: there 0.1, now 0.2"),
+        ("certify.n", 200, "config.certify.n: there 100, now 200"),
+        ("smoothing.wrap", None, "config.smoothing.wrap: there False, now None"),
+        ("data.new", 1, "config.data.new: there None, now 1"),
+    )
+    def test_refuses_another_config(self, key, value, message):
+        self.record()
+        before = self.file.read_text()
+        with self.assertRaises(manifest.ConfigMismatch) as caught:
+            self.record(changed(key, value))
+        self.assertIn(message, str(caught.exception))
+        self.assertIn(f"--trained={self.folder}", str(caught.exception))
+        self.assertEqual(self.file.read_text(), before)
+
+    def test_lists_all_differences(self):
+        self.record()
+        other = changed("seed", 4)
+        other["certify"]["n"] = 7
+        with self.assertRaisesRegex(
+            manifest.ConfigMismatch, "certify.n: there 100, now 7; config.seed: there 3"
+        ):
+            self.record(other)
+
+    def test_refuses_other_data(self):
+        self.record()
+        with self.assertRaisesRegex(
+            manifest.ConfigMismatch, "data: there 'abc', now 'def'"
+        ):
+            self.record(checksum="def")
+
+    @parameterized.parameters(
+        ("data.dir", "/elsewhere"), ("data.stride", 1), ("certify.block_size", 99)
+    )
+    def test_what_changes_no_result_may_differ(self, key, value):
+        self.record()
+        self.record(changed(key, value))
+
+    def test_everything_that_may_differ_is_a_setting(self):
+        resolved = configs.resolve(
+            {
+                "data": {"name": "digits"},
+                "model": {"name": "conv_small"},
+                "smoothing": {"noise": "n", "sigma": 1.0, "ground_metric": "l1"},
+                "train": {"learning_rate": 1.0, "batch_size": 1, "num_epochs": 1},
+                "certify": {"n0": 1, "n": 1, "alpha": 0.1},
+            }
+        )
+        for key in configs.MAY_DIFFER:
+            block, name = key.split(".")
+            self.assertIn(name, resolved[block])
+
+    def test_tuples_equal_the_lists_they_become(self):
+        self.record(changed("data.widths", (1, 2)))
+        self.record(changed("data.widths", [1, 2]))
+
+    @parameterized.parameters("", "{", "[]", "3", '{"certify": ')
+    def test_damaged(self, text):
+        self.file.write_text(text)
+        for use in (self.record, lambda: manifest.read(self.folder)):
+            with self.assertRaisesRegex(ValueError, "run.json is damaged.*delete"):
+                use()
+        self.assertEqual(self.file.read_text(), text)
+
+    def test_missing(self):
+        self.assertEqual(manifest.read(self.folder), {})
+
+
+class WorkdirTest(chex.TestCase):
+    def setUp(self):
+        super().setUp()
+        folder = self.enter_context(tempfile.TemporaryDirectory())
+        self.folder = pathlib.Path(folder)
+
+    def test_is_created_with_parents_and_left_empty(self):
+        made = manifest.prepare_workdir(self.folder / "a" / "b")
+        self.assertTrue(made.is_absolute())
+        self.assertEqual(list(made.iterdir()), [])
+        self.assertEqual(manifest.prepare_workdir(made), made)
+
+    @parameterized.parameters("taken", "taken/below")
+    def test_refuses_a_file_in_its_place(self, name):
+        (self.folder / "taken").write_text("mine")
+        with self.assertRaisesRegex(OSError, f"--workdir=.*{name} cannot be written"):
+            manifest.prepare_workdir(self.folder / name)
+        self.assertEqual((self.folder / "taken").read_text(), "mine")
+
+    def test_refuses_a_folder_without_room(self):
+        full = OSError(28, "No space left on device")
+        with (
+            mock.patch.object(pathlib.Path, "write_text", side_effect=full),
+            self.assertRaisesRegex(OSError, "cannot be written .No space.*with room"),
+        ):
+            manifest.prepare_workdir(self.folder)
+
+
+if __name__ == "__main__":
+    absltest.main()
