@@ -1,6 +1,5 @@
 """Tests of the scripts as programs: train.py, certify.py and the report."""
 
-import concurrent.futures
 import json
 import pathlib
 import tempfile
@@ -17,16 +16,15 @@ from wsjax import confidence, data
 from wsjax.runs import config, experiment, manifest, streams
 from wsjax.runs.rows import read_rows
 
-# Sends the process SIGTERM as it writes its third row.
+# Sends the process SIGTERM as it has written the row of image 6.
 STOPPED = """
 import signal
 from wsjax.runs import rows
 write = rows.RowWriter.write
 
-def write_and_stop(self, count=[], **values):
+def write_and_stop(self, **values):
     write(self, **values)
-    count.append(1)
-    if len(count) == 3:
+    if values["idx"] == 6:
         signal.raise_signal(signal.SIGTERM)
 
 rows.RowWriter.write = write_and_stop
@@ -210,7 +208,7 @@ class ScriptsTest(chex.TestCase):
         taken.write_text("")
         whole = self.arguments(self.whole)
         cases = {
-            "certify.nn": ("certify.py", *whole, "--config.certify.nn=3"),
+            "no such setting: 'nn'": ("certify.py", *whole, "--config.certify.nn=3"),
             "nowhere.py": ("certify.py", "--config=nowhere.py"),
             "--config is missing": ("certify.py", whole[1]),
             "sigma=0.0": ("certify.py", *whole, "--config.smoothing.sigma=0"),
@@ -240,15 +238,14 @@ class ScriptsTest(chex.TestCase):
                 "--config.certify.n=500",
             ),
         }
-        with concurrent.futures.ThreadPoolExecutor(2) as pool:
-            results = pool.map(lambda case: tiny_runs.run(*case), cases.values())
-            for message, (code, out, err) in zip(cases, results):
-                with self.subTest(message=message):
-                    lines = [x for x in err.splitlines() if x.startswith("error:")]
-                    self.assertLen(lines, 1, err)
-                    self.assertIn(message, lines[0])
-                    self.assertNotIn("Traceback", out + err)
-                    self.assertEqual(code, 1)
+        results = tiny_runs.run_each(cases.values())
+        for message, (code, out, err) in zip(cases, results):
+            with self.subTest(message=message):
+                lines = [x for x in err.splitlines() if x.startswith("error:")]
+                self.assertLen(lines, 1, err)
+                self.assertIn(message, lines[0])
+                self.assertNotIn("Traceback", out + err)
+                self.assertEqual(code, 1)
         self.assertEqual(
             (self.whole / "certificates.tsv").read_bytes(), self.whole_rows
         )

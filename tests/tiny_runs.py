@@ -5,6 +5,7 @@ signals. As a program: the scripts with a tiny config on scikit-learn's digits.
 """
 
 import functools
+import json
 import os
 import pathlib
 import runpy
@@ -173,7 +174,7 @@ CONFIG = textwrap.dedent(
                 "certificate": "tight",
             },
             "train": {
-                "learning_rate": 0.3, "weight_decay": 5e-4, "schedule": "cosine",
+                "learning_rate": 0.1, "weight_decay": 5e-4, "schedule": "cosine",
                 "batch_size": 16, "num_epochs": 3,
             },
             "certify": {"n0": 50, "n": 400, "alpha": 0.05, "block_size": 100},
@@ -195,6 +196,17 @@ def load_config(path):
     return runpy.run_path(str(path))["get_config"]()
 
 
+def environment():
+    """Without this process's eight devices."""
+    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    env["PYTHONPATH"] = str(ROOT)
+    env["JAX_PLATFORMS"] = "cpu"
+    # Programs that were compiled for one start serve the next.
+    env["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
+    env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    return env
+
+
 def start(script, *arguments, prelude=""):
     """Starts a script (or `-m module`) with the environment of a user.
 
@@ -205,15 +217,9 @@ def start(script, *arguments, prelude=""):
         run = f"sys.argv = {[program[0], *map(str, arguments)]!r}\n"
         run += f"runpy.run_path({program[0]!r}, run_name='__main__')"
         program, arguments = ["-c", f"import runpy, sys\n{prelude}\n{run}"], ()
-    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    env["PYTHONPATH"] = str(ROOT)
-    env["JAX_PLATFORMS"] = "cpu"
-    # Programs that were compiled for one start serve the next.
-    env["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
-    env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
     return subprocess.Popen(
         [sys.executable, *program, *map(str, arguments)],
-        env=env,
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -228,3 +234,44 @@ def finish(process):
 
 def run(script, *arguments, **options):
     return finish(start(script, *arguments, **options))
+
+
+# Imports once, then runs each case in a process forked off.
+_FORKS = """
+import json, os, runpy, sys
+import sklearn.datasets
+import wsjax.runs.experiment, wsjax.runs.report, wsjax.training.loop
+
+for argv, *paths in json.load(sys.stdin):
+    pid = os.fork()
+    if not pid:
+        for stream, path in enumerate(paths, start=1):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream)
+        sys.argv = argv
+        runpy.run_path(argv[0], run_name="__main__")
+        sys.exit()
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+def run_each(cases):
+    """Like `run` for many cases `(script, *arguments)` that end at once."""
+    with tempfile.TemporaryDirectory() as folder:
+        jobs = []
+        for number, (script, *arguments) in enumerate(cases):
+            argv = [str(ROOT / script), *map(str, arguments)]
+            jobs.append([argv, f"{folder}/{number}.out", f"{folder}/{number}.err"])
+        done = subprocess.run(
+            [sys.executable, "-c", _FORKS],
+            env=environment(),
+            input=json.dumps(jobs),
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=300,
+        )
+        codes = map(int, done.stdout.split())
+        return [
+            (code, *(pathlib.Path(path).read_text() for path in paths))
+            for code, (_, *paths) in zip(codes, jobs, strict=True)
+        ]

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from wsjax.flow import FlowPlan, flow_shape
 
@@ -41,8 +42,8 @@ class TransportPlan(NamedTuple):
 
 
 def exact_distance(
-    a: jax.Array,
-    b: jax.Array,
+    a: ArrayLike,
+    b: ArrayLike,
     ground_metric: str = "l1",
     *,
     mass_tolerance: float = MASS_TOLERANCE,
@@ -79,7 +80,7 @@ def exact_distance(
 
 
 def exact_flow(
-    a: jax.Array, b: jax.Array, *, mass_tolerance: float = MASS_TOLERANCE
+    a: ArrayLike, b: ArrayLike, *, mass_tolerance: float = MASS_TOLERANCE
 ) -> FlowPlan:
     """A cheapest flow plan from one image to another: the "l1" distance, edge by edge.
 
@@ -113,8 +114,8 @@ def exact_flow(
 
 
 def exact_plan(
-    a: jax.Array,
-    b: jax.Array,
+    a: ArrayLike,
+    b: ArrayLike,
     ground_metric: str = "l1",
     *,
     mass_tolerance: float = MASS_TOLERANCE,
@@ -154,8 +155,8 @@ def exact_plan(
 
 def dual_bound(
     potential: np.ndarray,
-    a: jax.Array,
-    b: jax.Array,
+    a: ArrayLike,
+    b: ArrayLike,
     ground_metric: str = "l1",
     *,
     mass_tolerance: float = MASS_TOLERANCE,

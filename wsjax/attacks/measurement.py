@@ -2,8 +2,8 @@
 
 from typing import NamedTuple
 
-import jax
 import numpy as np
+from jax.typing import ArrayLike
 
 from wsjax.transport import exact_distance
 
@@ -29,7 +29,7 @@ class Measurement(NamedTuple):
     highest: np.ndarray
 
 
-def measure(images: jax.Array, adversarial: jax.Array) -> Measurement:
+def measure(images: ArrayLike, adversarial: ArrayLike) -> Measurement:
     """Exact distances, mass errors and pixel ranges of attacked images.
 
     A Wasserstein ball holds images of equal mass only. What lost mass, to clipping
@@ -57,7 +57,7 @@ def measure(images: jax.Array, adversarial: jax.Array) -> Measurement:
     return Measurement(*np.array(pairs).reshape(len(pairs), 5).T)
 
 
-def restore_mass(image: jax.Array, moved: jax.Array) -> np.ndarray | None:
+def restore_mass(image: ArrayLike, moved: ArrayLike) -> np.ndarray | None:
     """Rescales each channel of `moved` to the mass it has in `image`.
 
     Args:
@@ -68,11 +68,12 @@ def restore_mass(image: jax.Array, moved: jax.Array) -> np.ndarray | None:
       `[H, W, C]` float64, or None where a channel went black and nothing is left to
       rescale. Pixels may come out above one.
     """
-    image, moved = np.asarray(image, np.float64), np.asarray(moved, np.float64)
-    masses, left = image.sum((0, 1)), moved.sum((0, 1))
+    after = np.asarray(moved, np.float64)
+    masses = np.asarray(image, np.float64).sum((0, 1))
+    left = after.sum((0, 1))
     if ((left == 0) & (masses > 0)).any():
         return None
-    return moved * (masses / np.where(left == 0, 1, left))
+    return after * (masses / np.where(left == 0, 1, left))
 
 
 def _measure_one(image, moved):
