@@ -12,6 +12,8 @@ FOLDER holds cifar-10-binary.tar.gz or the six files of the binary version.
 
 import ml_collections
 
+from wsjax.runs.config import with_defaults
+
 
 def get_config():
     config = ml_collections.ConfigDict()
@@ -64,4 +66,4 @@ def get_config():
         "max_steps": 400,
         "regularization": 3000.0,
     }
-    return config
+    return with_defaults(config)

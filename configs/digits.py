@@ -9,6 +9,8 @@ No download. The recipe is `configs/mnist.py` at the size of these images.
 
 import ml_collections
 
+from wsjax.runs.config import with_defaults
+
 
 def get_config():
     config = ml_collections.ConfigDict()
@@ -47,4 +49,4 @@ def get_config():
         "n": 2_000,  # Votes per answer of the smoothed classifier.
         "pictures": 6,
     }
-    return config
+    return with_defaults(config)

@@ -13,6 +13,8 @@ FOLDER holds the four original idx files. For another noise level, pass
 
 import ml_collections
 
+from wsjax.runs.config import with_defaults
+
 
 def get_config():
     config = ml_collections.ConfigDict()
@@ -55,4 +57,4 @@ def get_config():
         "epsilon": 0.3,  # First radius of the growing schedule, as published.
         "max_steps": 200,
     }
-    return config
+    return with_defaults(config)

@@ -12,6 +12,8 @@ FOLDER holds train/CLASS/*.JPEG and val/CLASS/*.JPEG.
 
 import ml_collections
 
+from wsjax.runs.config import with_defaults
+
 
 def get_config():
     config = ml_collections.ConfigDict()
@@ -67,4 +69,4 @@ def get_config():
         "max_steps": 400,
         "regularization": 3000.0,
     }
-    return config
+    return with_defaults(config)

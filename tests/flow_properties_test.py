@@ -24,10 +24,10 @@ from wsjax.flow import (
 # Few shapes, as each compiles anew, but every way in which an axis can be short.
 SHAPES = ((1, 1, 1), (1, 5, 2), (4, 1, 1), (2, 2, 3), (3, 5, 1), (5, 4, 2))
 
-_apply = jax.jit(apply_flow)
-_cost = jax.jit(flow_cost)
-_divergence = jax.jit(divergence, static_argnums=1)
-_gradient = jax.jit(potential_gradient, static_argnums=1)
+_apply = oracles.on_host(apply_flow)
+_cost = oracles.on_host(flow_cost)
+_divergence = oracles.on_host(divergence, static_argnums=1)
+_gradient = oracles.on_host(potential_gradient, static_argnums=1)
 
 
 def whole(shape, least=-1000):

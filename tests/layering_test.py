@@ -277,14 +277,16 @@ class FilesTest(absltest.TestCase):
         self.assertEmpty(found)
 
     def test_nothing_is_unpickled(self):
-        # Files of others may run code when they are unpickled.
+        # Files of others may run code then. Tests may show that they would.
         pattern = re.compile(
             r"(?:pickle|dill|joblib)\.loads?\(|allow_pickle\s*=\s*True"
         )
         found = [
             str(path)
             for path, text in self.texts.items()
-            if path.suffix == ".py" and pattern.search(text)
+            if path.suffix == ".py"
+            and path.parts[0] != "tests"
+            and pattern.search(text)
         ]
         self.assertEmpty(found)
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from absl.testing import absltest, parameterized
+from scipy import stats
 
 from wsjax import models
 from wsjax.noise import FlowLaplace
@@ -35,11 +36,11 @@ def some_images(shape=(2, 9, 6, 3), seed=0):
 
 
 def random_variables(module, images, seed=0):
-    """Variables without zeros and ones, so that each of them has an effect."""
+    """Variables of which each has an effect; kernels have both signs."""
     rng = np.random.default_rng(seed)
     like = jax.eval_shape(module.init, jax.random.key(0), images)
     return jax.tree.map(
-        lambda x: jnp.asarray(rng.uniform(0.2, 0.9, x.shape) - 0.3 * (x.ndim > 1)),
+        lambda x: jnp.asarray(rng.uniform(0.2 - (x.ndim > 1), 0.9, x.shape)),
         like,
     )
 
@@ -73,17 +74,17 @@ def plain_conv_small(params, images):
 
 def plain_resnet(variables, images, stages, large):
     """Logits of a residual network with running statistics, by its definition."""
-    params, stats = variables["params"], variables["batch_stats"]
+    params, running = variables["params"], variables["batch_stats"]
 
-    def unit(x, params, stats, number, stride=1):
+    def unit(x, params, running, number, stride=1):
         """A convolution and the normalisation after it."""
         kernel = params[f"Conv_{number}"]["kernel"]
         padding = kernel.shape[0] // 2
-        scale, mean = params[f"BatchNorm_{number}"], stats[f"BatchNorm_{number}"]
+        scale, mean = params[f"BatchNorm_{number}"], running[f"BatchNorm_{number}"]
         x = conv(x, kernel, stride, padding) - mean["mean"]
         return x / np.sqrt(mean["var"] + 1e-5) * scale["scale"] + scale["bias"]
 
-    x = np.maximum(unit(images, params, stats, 0, 2 if large else 1), 0)
+    x = np.maximum(unit(images, params, running, 0, 2 if large else 1), 0)
     if large:
         padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
         height, width = ((side + 1) // 2 for side in x.shape[1:3])
@@ -94,7 +95,7 @@ def plain_resnet(variables, images, stages, large):
     for stage, blocks in enumerate(stages):
         for block in range(blocks):
             stride = 2 if stage and not block else 1
-            own, own_stats = params[f"_Block_{number}"], stats[f"_Block_{number}"]
+            own, own_stats = params[f"_Block_{number}"], running[f"_Block_{number}"]
             kernels = len([name for name in own if name.startswith("Conv")])
             sizes = [own[f"Conv_{k}"]["kernel"].shape[0] for k in range(kernels)]
             inner = 3 if sizes[:3] == [1, 3, 1] else 2
@@ -179,6 +180,14 @@ class ArchitectureTest(chex.TestCase):
             self.assertGreater(np.abs(biases).max(), 0.5)
             self.assertAlmostEqual(weights.std(), 3**-0.5, delta=0.06)
             self.assertLess(abs(weights.mean()), 0.1)
+
+    def test_resnets_start_as_he_et_al(self):
+        module = models.create("resnet18_cifar", 4, width=32, stages=(1,))
+        params = jax.jit(module.init)(jax.random.key(0), some_images())["params"]
+        for number in (0, 1):
+            kernel = np.ravel(params["_Block_0"][f"Conv_{number}"]["kernel"])
+            self.assertAlmostEqual(kernel.std(), (2 / (9 * 32)) ** 0.5, delta=0.003)
+            self.assertAlmostEqual(stats.kurtosis(kernel), 0.0, delta=0.2)
 
 
 class StandardisationTest(chex.TestCase):

@@ -170,6 +170,12 @@ def votes_one_by_one(logits_of_draw, draws, num_classes):
     return votes
 
 
+def on_host(function, **options):
+    """`jax.jit(function)` that returns NumPy arrays: what follows compiles nothing."""
+    compiled = jax.jit(function, **options)
+    return lambda *arguments: jax.device_get(compiled(*arguments))
+
+
 @contextlib.contextmanager
 def compilations():
     """Yields a list that grows by one entry per program JAX compiles meanwhile."""

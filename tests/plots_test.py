@@ -54,6 +54,7 @@ class AccuracyCurvesTest(Folder):
     def height(self, axes, line, radius):
         """The height of a step curve: the last corner at or left of `radius`."""
         x, y = axes.lines[line].get_data()
+        self.assertTrue(np.isfinite(x).all())
         self.assertEqual(axes.lines[line].get_drawstyle(), "steps-post")
         return y[np.flatnonzero(x <= radius)[-1]]
 

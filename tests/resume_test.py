@@ -54,6 +54,7 @@ class InProcessTest(chex.TestCase):
             ):
                 self.run_once(name, **options)
             self.assertEqual(caught.exception.exit_code, 143)
+            self.assertEqual(final_arrays(self.folder / name)["newest"], step)
             self.run_once(name, **options)
             with self.subTest(step=step):
                 self.assert_same_end(name)

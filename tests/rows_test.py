@@ -148,6 +148,16 @@ class RowsTest(chex.TestCase):
         self.assertEqual(self.write([1]), {0})
         self.assert_holds([0, 1])
 
+    def test_a_full_disk_hides_no_other_error(self):
+        with (
+            self.assertRaises(KeyError),
+            rows.RowWriter(self.path, COLUMNS) as writer,
+        ):
+            self.addCleanup(writer._file.close)
+            writer._file = open("/dev/full", "a")  # noqa: SIM115
+            writer._file.write("x")
+            raise KeyError
+
     def test_a_disk_that_is_full_at_the_end_is_reported(self):
         writer = rows.RowWriter(self.path, COLUMNS)
         self.addCleanup(writer._file.close)

@@ -15,25 +15,15 @@ from wsjax.attacks.sinkhorn import sinkhorn_projection, window_cost
 from wsjax.transport import exact_distance
 
 EACH_CASE = parameterized.named_parameters(
-    ("gray_l2", (4, 5, 1), "l2"),
-    ("gray_l1", (4, 5, 1), "l1"),
-    ("colour_l2", (3, 4, 2), "l2"),
-    ("colour_l1", (3, 4, 2), "l1"),
+    ("gray_l2", (4, 5, 1), "l2", 3),
+    ("colour_l1", (3, 4, 2), "l1", 7),
 )
 EACH_DOMAIN = parameterized.named_parameters(("logs", True), ("sums", False))
 
-# One compilation per shape and setting serves all tests.
+# One compilation per shape and kind serves all tests.
 project = jax.jit(
     sinkhorn_projection,
-    static_argnames=(
-        "regularization",
-        "kernel_size",
-        "ground_metric",
-        "power",
-        "max_iterations",
-        "tolerance",
-        "log_domain",
-    ),
+    static_argnames=("kernel_size", "ground_metric", "power", "log_domain"),
 )
 
 
@@ -127,10 +117,10 @@ class WindowCostTest(chex.TestCase):
             self.assertAlmostEqual(actual[pixel], expected, places=12)
 
     @parameterized.parameters(
-        (dict(kernel_size=4), "kernel_size=4 is not an odd"),
-        (dict(kernel_size=1), "kernel_size=1 is not an odd"),
-        (dict(ground_metric="l3"), "'l3' is neither"),
-        (dict(power=0), "power=0 is not positive"),
+        ({"kernel_size": 4}, "kernel_size=4 is not an odd"),
+        ({"kernel_size": 1}, "kernel_size=1 is not an odd"),
+        ({"ground_metric": "l3"}, "'l3' is neither"),
+        ({"power": 0}, "power=0 is not positive"),
     )
     def test_refuses(self, arguments, message):
         with self.assertRaisesRegex(ValueError, message):
@@ -160,9 +150,9 @@ class SolveExpPlusIdentityTest(chex.TestCase):
 
 class SinkhornProjectionTest(chex.TestCase):
     @EACH_CASE
-    def test_solves_the_regularised_problem(self, shape, metric):
-        center, point = random_case(0, shape)
-        for epsilon, kernel_size in ((0.15, 3), (0.4, 7)):
+    def test_solves_the_regularised_problem(self, shape, metric, kernel_size):
+        for seed, epsilon in ((0, 0.05), (1, 0.15), (2, 0.4)):
+            center, point = random_case(seed, shape)
             expected = entropic_optimum(
                 center, point, epsilon, metric, kernel_size, 200
             )
@@ -182,48 +172,43 @@ class SinkhornProjectionTest(chex.TestCase):
                 np.testing.assert_allclose(actual.image, expected, atol=2e-6)
 
     @EACH_CASE
-    def test_tends_to_the_exact_projection(self, shape, metric):
+    def test_tends_to_the_exact_projection(self, shape, metric, kernel_size):
         center, point = random_case(1, shape)
-        for kernel_size in (3, 7):
-            expected = exact_projection(center, point, 0.15, metric, kernel_size)
+        expected = exact_projection(center, point, 0.15, metric, kernel_size)
+        for regularization, error in ((1e3, 4e-3), (1e4, 4e-4)):
             with jax.enable_x64(True):
-                errors = [
-                    np.abs(
-                        project(
-                            center,
-                            point,
-                            0.15,
-                            regularization=regularization,
-                            kernel_size=kernel_size,
-                            ground_metric=metric,
-                            max_iterations=20_000,
-                            tolerance=1e-11,
-                        ).image
-                        - expected
-                    ).max()
-                    for regularization in (1e3, 1e4)
-                ]
-            self.assertLess(errors[0], 4e-3)
-            self.assertLess(errors[1], 4e-4)
+                actual = project(
+                    center,
+                    point,
+                    0.15,
+                    regularization=regularization,
+                    kernel_size=kernel_size,
+                    ground_metric=metric,
+                    max_iterations=20_000,
+                    tolerance=1e-11,
+                )
+            np.testing.assert_allclose(actual.image, expected, atol=error)
 
     @EACH_CASE
-    def test_is_in_the_ball_and_keeps_the_mass_of_every_channel(self, shape, metric):
-        for seed in range(5):
+    def test_is_in_the_ball_and_keeps_the_mass_of_every_channel(
+        self, shape, metric, kernel_size
+    ):
+        for seed in range(4):
             center, point = random_case(seed, shape, size=0.1)
+            center, point = np.float32(40 * center), np.float32(40 * point)
             for max_iterations in (1, 3, 400):
                 actual = project(
-                    jnp.float32(40 * center),
-                    jnp.float32(40 * point),
+                    center,
+                    point,
                     0.2,
+                    kernel_size=kernel_size,
                     ground_metric=metric,
                     max_iterations=max_iterations,
                 )
                 z = np.asarray(actual.image)
                 self.assertGreaterEqual(z.min(), 0.0)
-                np.testing.assert_allclose(
-                    z.sum((0, 1)), 40 * center.sum((0, 1)), rtol=1e-5
-                )
-                distance = exact_distance(np.float32(40 * center), z, metric)
+                np.testing.assert_allclose(z.sum((0, 1)), center.sum((0, 1)), 1e-5)
+                distance = exact_distance(center, z, metric)
                 self.assertLessEqual(distance, actual.cost + 1e-5)
                 self.assertLessEqual(actual.cost, 0.2 * (1 + 1e-5))
                 self.assertLessEqual(actual.iterations, max_iterations)
@@ -250,7 +235,7 @@ class SinkhornProjectionTest(chex.TestCase):
         np.testing.assert_allclose(actual.image, point, atol=2e-3)
 
     def test_both_domains_agree(self):
-        center, point = random_case(3, (6, 7, 2), size=0.01)
+        center, point = random_case(3, (4, 5, 2), size=0.01)
         images = [
             project(jnp.float32(center), jnp.float32(point), 0.2, log_domain=log_domain)
             for log_domain in (True, False)
@@ -258,15 +243,14 @@ class SinkhornProjectionTest(chex.TestCase):
         chex.assert_trees_all_close(images[0].image, images[1].image, atol=1e-5)
 
     def test_mass_cannot_leave_the_window(self):
-        center, point = np.zeros((2, 7, 9, 1), np.float32)
-        center[3, 4], point[...] = 1.0, 1.0
+        center, point = np.zeros((2, 4, 5, 2), np.float32)
+        center[1, 3, 0], point[...] = 1.0, 1.0
+        inside = np.zeros(center.shape, bool)
+        inside[0:3, 2:5, 0] = True
 
-        for kernel_size in (3, 5):
-            inside = np.zeros((7, 9, 1), bool)
-            reach = kernel_size // 2
-            inside[3 - reach : 4 + reach, 4 - reach : 5 + reach] = True
-            image = project(center, point, 3.0, kernel_size=kernel_size).image
-            np.testing.assert_array_equal(image > 1e-6, inside)
+        image = project(center, point, 3.0, kernel_size=3).image
+
+        np.testing.assert_array_equal(image > 1e-6, inside)
 
     def test_the_window_may_be_larger_than_the_image(self):
         center, point = random_case(4, (1, 4, 1))
@@ -274,7 +258,7 @@ class SinkhornProjectionTest(chex.TestCase):
         self.assertLessEqual(exact_distance(jnp.float32(center), image), 0.1 + 1e-5)
 
     def test_the_unit_of_the_images_does_not_matter(self):
-        center, point = map(jnp.float32, random_case(5, (4, 5, 1)))
+        center, point = map(jnp.float32, random_case(5, (4, 5, 2)))
 
         once = project(center, point, 0.1)
         scaled = project(255 * center, 255 * point, 0.1)
@@ -284,11 +268,14 @@ class SinkhornProjectionTest(chex.TestCase):
         )
         chex.assert_trees_all_close(scaled.cost, once.cost, rtol=1e-4)
 
-    @EACH_DOMAIN
-    def test_is_finite_on_black_pixels_and_for_far_points(self, log_domain):
-        center, away = random_case(6, (5, 6, 3), size=1.0)
+    @parameterized.product(log_domain=(True, False), one_channel_is_black=(True, False))
+    def test_is_finite_on_black_pixels_and_for_far_points(
+        self, log_domain, one_channel_is_black
+    ):
+        center, away = random_case(6, (4, 5, 2), size=1.0)
         center[:, :3] = 0.0
-        center[..., 2] = 0.0
+        if one_channel_is_black:
+            center[..., 1] = 0.0
         center = np.float32(30 * center / center.sum())
         for size in (0.0, 0.1, 30.0, 1e4):
             actual = project(
@@ -299,9 +286,8 @@ class SinkhornProjectionTest(chex.TestCase):
             )
             chex.assert_tree_all_finite(actual)
             self.assertGreaterEqual(actual.image.min(), 0.0)
-            np.testing.assert_allclose(
-                actual.image.sum((0, 1)), center.sum((0, 1)), rtol=1e-4
-            )
+            after, before = actual.image.sum((0, 1)), center.sum((0, 1))
+            np.testing.assert_allclose(after, before, rtol=1e-4)
 
     def test_maps_over_images_and_radii(self):
         cases = [random_case(seed, (4, 5, 2)) for seed in range(3)]
@@ -312,23 +298,22 @@ class SinkhornProjectionTest(chex.TestCase):
 
         for n in range(3):
             alone = project(centers[n], points[n], radii[n])
-            for field in ("image", "cost", "iterations"):
-                actual, expected = getattr(at_once, field)[n], getattr(alone, field)
-                np.testing.assert_allclose(actual, expected, atol=1e-5)
+            np.testing.assert_allclose(at_once.image[n], alone.image, atol=1e-4)
+            np.testing.assert_allclose(at_once.cost[n], alone.cost, rtol=1e-3)
 
     @parameterized.parameters(
-        (dict(epsilon=0.0), "epsilon=0.0 is not a positive finite number"),
-        (dict(regularization=-1.0), "regularization=-1.0 is not"),
-        (dict(tolerance=0.0), "tolerance=0.0 is not"),
-        (dict(max_iterations=0), "max_iterations=0 is not"),
-        (dict(kernel_size=2), "kernel_size=2"),
-        (dict(image=jnp.ones((4, 5, 2))), "use jax.vmap|Use jax.vmap"),
-        (dict(center=jnp.ones((4, 5)), image=jnp.ones((4, 5))), r"\[H, W, C\]"),
-        (dict(center=jnp.ones((4, 5, 1), int)), "int32; convert"),
+        ({"epsilon": 0.0}, "epsilon=0.0 is not a positive finite number"),
+        ({"regularization": -1.0}, "regularization=-1.0 is not"),
+        ({"tolerance": 0.0}, "tolerance=0.0 is not"),
+        ({"max_iterations": 0}, "max_iterations=0 is not"),
+        ({"kernel_size": 2}, "kernel_size=2"),
+        ({"image": jnp.ones((4, 5, 2))}, "use jax.vmap|Use jax.vmap"),
+        ({"center": jnp.ones((4, 5)), "image": jnp.ones((4, 5))}, r"\[H, W, C\]"),
+        ({"center": jnp.ones((4, 5, 1), int)}, "int32; convert"),
     )
     def test_refuses(self, changes, message):
         image = jnp.ones((4, 5, 1))
-        arguments = dict(center=image, image=image, epsilon=0.1) | changes
+        arguments = {"center": image, "image": image, "epsilon": 0.1} | changes
         with self.assertRaisesRegex(ValueError, message):
             functools.partial(sinkhorn_projection, **arguments)()
 

@@ -121,11 +121,11 @@ class LinearClassifierTest(parameterized.TestCase):
         self.assertGreater(lowered_by(1.001 * margin / slope), margin)
         self.assertLess(lowered_by(0.999 * margin / slope), margin)
 
-    @parameterized.product(name=NOISES, wrap=(False, True))
+    @parameterized.parameters(
+        *((name, False) for name in NOISES), ("flow_laplace", True)
+    )
     def test_the_noise_drawn_has_the_probability_worked_out(self, name, wrap):
-        if wrap and name == "pixel_laplace":
-            self.skipTest("Pixels have no edges to wrap.")
-        shape, count = (3, 4, 1), 20_000
+        shape, count = (3, 4, 1), 10_000
         weights = random_weights(0, shape)
         smoothing = make_smoothing(name, 0.02, "l1", wrap=wrap)
         image = np.random.default_rng(7).dirichlet(np.ones(12)).reshape(shape)
@@ -170,7 +170,7 @@ class CoverageTest(parameterized.TestCase):
     )
     def test_wrong_certificates_are_at_most_alpha(self, p, use_runner_up):
         p = np.array([*p, max(0.0, 1 - sum(p))])
-        alpha, runs, rng = 0.1, 2_000, np.random.default_rng(0)
+        alpha, runs, rng = 0.1, 1_000, np.random.default_rng(0)
         smoothing = make_smoothing("flow_laplace", 0.1, "l1")
         selection = rng.multinomial(10, p, runs)
         estimation = rng.multinomial(200, p, runs)
@@ -190,7 +190,7 @@ class CoverageTest(parameterized.TestCase):
 
     def test_certificates_do_fail_about_as_often_as_allowed(self):
         # So the test above would notice a level twice as high.
-        alpha, runs, rng = 0.1, 2_000, np.random.default_rng(1)
+        alpha, runs, rng = 0.1, 1_000, np.random.default_rng(1)
         smoothing = make_smoothing("flow_laplace", 0.1, "l1")
         true = smoothing.radius(0.9)
 

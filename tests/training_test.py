@@ -93,6 +93,25 @@ class StepTest(chex.TestCase):
         accuracy = np.mean(np.argmax(logits, -1) == data.labels)
         self.assertAlmostEqual(float(values["accuracy"]), accuracy, places=6)
 
+    def test_evaluation_counts_right_answers_on_noisy_copies(self):
+        rng = np.random.default_rng(0)
+        images = rng.integers(0, 256, (64, 4, 3, 1), dtype=np.uint8)
+        labels = rng.integers(0, 2, 64)
+        state = steps.init_state(jax.random.key(0), Tiny(), (4, 3, 1), optax.sgd(0.1))
+        state.params["Dense_0"]["bias"] = jnp.array([0.6, 0.0])
+        key = jax.random.key(1)
+        noisy = steps.perturb_batch(key, images / np.float32(255), jitter, False)
+        answers = {}
+        for name, perturb, shown in (
+            ("noisy", jitter, noisy),
+            ("clean", None, images / np.float32(255)),
+        ):
+            measure = steps.make_eval_step(Tiny(), perturb, scale=255.0)
+            answers[name] = int(measure(state, key, images, labels))
+            logits = Tiny().apply(state.variables, shown, train=False)
+            self.assertEqual(answers[name], np.sum(np.argmax(logits, -1) == labels))
+        self.assertNotEqual(answers["noisy"], answers["clean"])
+
     def test_donates_the_state(self):
         data, module, optimizer = separable(8), Tiny(), optax.sgd(0.1)
         state = steps.init_state(jax.random.key(0), module, (4, 3, 1), optimizer)
@@ -167,8 +186,8 @@ class OptimizerTest(chex.TestCase):
 
     @parameterized.named_parameters(
         ("constant", "constant", {0: 0.4, 50: 0.4, 100: 0.4}),
-        ("cosine", "cosine", {0: 0.4, 50: 0.2, 100: 0.0}),
-        ("one_cycle", "one_cycle", {0: 0.4 / 25, 30: 0.4, 100: 0.4 / 25e4}),
+        ("cosine", "cosine", {0: 0.4, 25: 0.2 + 0.2 * 0.5**0.5, 50: 0.2, 100: 0.0}),
+        ("one_cycle", "one_cycle", {0: 0.4 / 25, 30: 0.4, 65: 0.2, 100: 0.4 / 25e4}),
     )
     def test_schedule_passes_through(self, schedule, rates):
         optimizer = optimizers.make_optimizer(

@@ -14,6 +14,8 @@ FOLDER holds cifar-10-binary.tar.gz or the six files of the binary version.
 
 import ml_collections
 
+from wsjax.runs.config import with_defaults
+
 
 def get_config():
     config = ml_collections.ConfigDict()
@@ -67,4 +69,4 @@ def get_config():
         "abstention_counts": True,
         "regularization": 3000.0,
     }
-    return config
+    return with_defaults(config)

@@ -15,6 +15,8 @@ The rows of the published tables differ in two settings:
 
 import ml_collections
 
+from wsjax.runs.config import with_defaults
+
 
 def get_config():
     config = ml_collections.ConfigDict()
@@ -63,4 +65,4 @@ def get_config():
         "regularization": 1_000.0,  # lambda; larger is closer to the exact ball.
         "abstention_counts": True,
     }
-    return config
+    return with_defaults(config)

@@ -123,7 +123,7 @@ def sinkhorn_projection(
     the larger `regularization` is. Whenever the iteration stops, it is in the ball:
     the plan's rows are made exact once more, and if it then overspends, part of it
     is replaced by staying put. Runs under `jit` and `vmap`. On a CPU `jax.lax.map` is
-    some ten times faster than `vmap`, which goes on until the slowest image is done.
+    several times faster than `vmap`, which goes on until the slowest image is done.
 
     Args:
       center: `[H, W, C]` float, nonnegative and not all zero.
@@ -217,7 +217,8 @@ def sinkhorn_projection(
     share = jnp.minimum(1, epsilon / jnp.maximum(cost, jnp.finfo(dtype).tiny))
     z = jnp.exp(b + log_sums(a, -psi * costs))
     # Removes rounding only: the columns of such a plan add up to its rows.
-    z = z * _ratio(x.sum((0, 1)), z.sum((0, 1)))
+    total = z.sum((0, 1))
+    z = jnp.where(total > 0, z * (x.sum((0, 1)) / jnp.where(total > 0, total, 1)), x)
     return Projection((x + share * (z - x)) * mass, share * cost, iterations)
 
 
@@ -334,11 +335,6 @@ def _solve_budget(moved, costs, log_epsilon, lowest):
         slope = (jax.nn.softmax(terms, axis=(0, 1)) * costs).sum()
         rise = jnp.maximum(rise + excess / slope, lowest)
     return rise
-
-
-def _ratio(numerator, denominator):
-    empty = denominator == 0
-    return jnp.where(empty, 0, numerator / jnp.where(empty, 1, denominator))
 
 
 def _check_positive(**values):

@@ -5,6 +5,7 @@ import difflib
 from typing import Any, NamedTuple
 
 import ml_collections
+from ml_collections import config_dict
 
 from wsjax.attacks import SinkhornAttack
 
@@ -91,6 +92,29 @@ MAY_DIFFER = (
 
 class ConfigError(ValueError):
     """A config lacks a key, has one too many, or a value of a wrong type."""
+
+
+def with_defaults(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Adds every setting that has a default, so that the command line can change it.
+
+    Args:
+      config: what a config file sets; changed in place.
+
+    Returns:
+      The same object, to be returned by `get_config`.
+    """
+    for block, keys in _SCHEMA.items():
+        if not isinstance(keys, dict):
+            if block not in config:
+                config[block] = keys
+            continue
+        if block not in config:
+            config[block] = {}
+        for key, default in keys.items():
+            if key not in config[block] and not isinstance(default, Required):
+                value = config_dict.placeholder(int) if default is None else default
+                config[block][key] = value
+    return config
 
 
 def resolve(config: ml_collections.ConfigDict) -> dict[str, Any]:
