@@ -43,7 +43,7 @@ def main():
         "--only", nargs="*", help="rows to run, e.g. flow_laplace:0.01; default all"
     )
     parser.add_argument(
-        "--override", nargs="*", default=[], help="more --config.KEY=VALUE for both"
+        "--override", nargs="*", default=[], help="e.g. train.share_noise=True"
     )
     arguments = parser.parse_args()
     table = Table(title=f"MNIST, recipe {arguments.recipe}; ours / reference")
@@ -80,7 +80,7 @@ def run(script, workdir, noise, sigma, arguments):
         f"--config.data.dir={arguments.data}",
         f"--config.smoothing.noise={noise}",
         f"--config.smoothing.sigma={sigma}",
-        *arguments.override,
+        *(f"--config.{override}" for override in arguments.override),
     ]
     print(" ".join(command[1:]), flush=True)
     done = subprocess.run(command, check=False)

@@ -52,7 +52,7 @@ perturb = oracles.on_host(
 
 
 @functools.cache
-def draw_many(law, count, dtype=np.float32):
+def draw_many(law, dtype, count=8_000):
     """`[count, variables]`: edges of a plan or pixels, under one key each."""
     draw = law.sample_plan if isinstance(law, noise.FlowNoise) else law.sample
 
@@ -69,7 +69,7 @@ class LawTest(parameterized.TestCase):
     @EACH_DTYPE
     def test_draws_follow_the_law_of_the_theorem(self, law, dtype):
         with jax.enable_x64(dtype == np.float64):
-            draws = draw_many(law(0.5), 8_000, dtype).ravel()
+            draws = draw_many(law(0.5), dtype).ravel()
 
         self.assertEqual(draws.dtype, dtype)
         expected = oracles.flow_law(NAMES[law], 0.5)
@@ -77,7 +77,7 @@ class LawTest(parameterized.TestCase):
 
     @EACH_LAW
     def test_every_edge_or_pixel_has_standard_deviation_sigma(self, law):
-        draws = draw_many(law(0.5), 8_000)
+        draws = draw_many(law(0.5), np.float32)
 
         # A Laplace sample's standard deviation varies most: by sqrt(5 / 4 n).
         np.testing.assert_allclose(draws.std(axis=0), 0.5, rtol=5 * 0.0125)
@@ -86,7 +86,7 @@ class LawTest(parameterized.TestCase):
 
     @EACH_LAW
     def test_no_edges_or_pixels_of_any_channel_correlate(self, law):
-        draws = draw_many(law(0.5), 8_000)
+        draws = draw_many(law(0.5), np.float32)
 
         correlations = np.corrcoef(draws.T) - np.eye(draws.shape[1])
 

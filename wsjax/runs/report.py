@@ -184,11 +184,16 @@ def certificate_table(runs: Sequence[Certified]) -> Table:
             f"{total.accuracy:.3f}",
             f"{total.abstained:.3f}",
             f"{total.base_accuracy:.3f}",
-            f"{total.median_radius:.4f}",
-            f"{total.mean_radius:.4f}",
+            _radius(total.median_radius),
+            _radius(total.mean_radius),
             *(f"{share:.3f}" for share in shares),
         )
     return table
+
+
+def _radius(value: float) -> str:
+    """Four decimals, or scientific where those would hide it."""
+    return f"{value:.4f}" if value <= 0 or value >= 0.001 else f"{value:.2e}"
 
 
 def show(table: Table, path: pathlib.Path | None = None) -> None:
