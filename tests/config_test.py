@@ -105,6 +105,35 @@ class ResolveTest(chex.TestCase):
             ):
                 config.resolve(whole)
 
+    def test_with_defaults_opens_every_setting_to_the_command_line(self):
+        bare = ml_collections.ConfigDict(least(attack={"max_steps": 3}, seed=4))
+        before = config.resolve(bare)
+
+        full = config.with_defaults(bare)
+
+        self.assertIs(full, bare)
+        self.assertEqual(config.resolve(full), before)
+        for block, values in before.items():
+            if isinstance(values, dict):
+                self.assertContainsSubset(values, full[block].keys())
+        # As an override on the command line would.
+        full.update_from_flattened_dict({"data.train_limit": 9, "certify.n": 7})
+        resolved = config.resolve(full)
+        self.assertEqual(resolved["data"]["train_limit"], 9)
+        self.assertEqual(resolved["certify"]["n"], 7)
+
+    def test_with_defaults_leaves_mistakes_to_resolve(self):
+        for wrong, message in (
+            ({"train": {"batchsize": 8}}, "batchsize is not a setting"),
+            ({"smothing": {}}, "smothing is not a setting"),
+        ):
+            full = config.with_defaults(ml_collections.ConfigDict(least(**wrong)))
+            with self.assertRaisesRegex(config.ConfigError, message):
+                config.resolve(full)
+        del full["smothing"], full["certify"]["n"]
+        with self.assertRaisesRegex(config.ConfigError, "certify.n is missing"):
+            config.resolve(config.with_defaults(full))
+
     def test_select_takes_the_seed_and_the_blocks(self):
         resolved = config.resolve(least(seed=5))
         self.assertEqual(

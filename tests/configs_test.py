@@ -89,7 +89,7 @@ class ConfigsTest(chex.TestCase):
 
     @EACH_CONFIG
     def test_overrides_that_headers_and_messages_name_exist(self, path):
-        # Only keys that stand in the file itself can be overridden.
+        # Only keys that `get_config` returns can be overridden.
         given = runpy.run_path(str(path))["get_config"]()
         _, header = load(path)
         texts = [header, "--config.model.checkpoint --config.data.stride"]

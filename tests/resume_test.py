@@ -10,8 +10,12 @@ import tiny_runs
 from absl.testing import absltest, parameterized
 from tiny_runs import Bar, PowerFailure, final_arrays
 
+from wsjax import noise
 from wsjax.runs import signals
 from wsjax.training import loop
+
+# So much noise that accuracy under it is another for every draw.
+LOUD = noise.FlowLaplace(0.3).perturb
 
 
 def metrics_text(workdir):
@@ -31,7 +35,7 @@ class InProcessTest(chex.TestCase):
             self.enter_context(patch)
 
     def run_once(self, name, **options):
-        return tiny_runs.train(self.folder / name, **options)
+        return tiny_runs.train(self.folder / name, perturb=LOUD, **options)
 
     def assert_same_end(self, name):
         chex.assert_trees_all_equal(
