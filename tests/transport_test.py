@@ -102,18 +102,19 @@ class ExactDistanceTest(chex.TestCase):
     def test_a_pixel_alone_is_at_distance_zero_from_itself(self, metric):
         self.assertEqual(exact_distance(*np.ones((2, 1, 1, 3)), metric), 0.0)
 
-    def test_proves_optimality_over_pairs_it_did_not_list_at_first(self):
-        # Near pairs cannot carry the left half to the right half.
-        rng = np.random.default_rng(2)
-        a, b = np.zeros((2, 12, 14, 1))
-        a[:, :7], b[:, 7:] = rng.uniform(size=(2, 12, 7, 1))
+    @parameterized.parameters("l1", "l2")
+    def test_uses_far_pairs_where_near_ones_will_not_do(self, metric):
+        # From the left half to the right half: the nearest pixels are not enough.
+        a, b = np.zeros((2, 7, 12, 1))
+        a[:, :6], b[:, 6:] = np.random.default_rng(2).uniform(size=(2, 7, 6, 1)) ** 4
         a, b = a / a.sum(), b / b.sum()
-        a[3, 12] += 0.5
-        b[8, 1] += 0.5
 
-        by_pairs = transport_cost(exact_plan(a, b, "l1"), "l1")
+        actual = exact_distance(a, b, metric)
 
-        self.assertAlmostEqual(float(by_pairs), exact_distance(a, b), places=5)
+        by_pairs = transport_cost(exact_plan(a, b, metric), metric)
+        expected = oracles.wasserstein(a, b, metric)
+        self.assertAlmostEqual(actual, expected, places=6)
+        self.assertAlmostEqual(float(by_pairs), expected, places=5)
 
     @parameterized.parameters("l1", "l2")
     def test_one_row_has_a_closed_form(self, metric):
@@ -147,6 +148,13 @@ class ExactDistanceTest(chex.TestCase):
         for unit in (1.0, 1 / 255, 1 / 3):
             actual = exact_distance(np.float32(unit * a), np.float32(unit * b))
             self.assertAlmostEqual(actual, expected, places=4)
+
+    @parameterized.parameters("l1", "l2")
+    def test_restores_equal_mass_within_the_tolerance(self, metric):
+        a, _ = random_pair(9, (5, 4, 2))
+
+        for factor in (1 - 8e-6, 1 + 8e-6):
+            self.assertLess(exact_distance(a, factor * a, metric), 1e-12)
 
     def test_a_channel_that_is_black_in_both_images_is_fine(self):
         a, b = random_pair(6, (3, 4, 2))

@@ -35,7 +35,7 @@ def measure(images: ArrayLike, adversarial: ArrayLike) -> Measurement:
     A Wasserstein ball holds images of equal mass only. What lost mass, to clipping
     say, was not in it; it is judged after each channel is rescaled to the original's
     mass. Such an image is another one than the classifier was shown: check its
-    answer again before counting it. On the host, some 0.1 s per MNIST image.
+    answer again before counting it. On the host, some 0.05 s per MNIST image.
 
     Args:
       images: `[N, H, W, C]`, the originals, nonnegative and not all black.
