@@ -10,7 +10,7 @@ from wsjax.evaluation import certified_accuracy, ladder, published_scores, summa
 LABELS = np.array([0, 1, 2, 1, 0])
 CERTIFIED = np.array([0, 1, 0, ABSTAIN, 0])
 RADII = np.array([0.04, 0.01, 0.05, 0.0, 0.02])
-PREDICTIONS = np.array([0, 1, 0, 1, ABSTAIN])
+PREDICTIONS = np.array([0, 1, 0, ABSTAIN, ABSTAIN])
 VOTES = np.array([[98, 1, 1], [20, 80, 0], [90, 0, 10], [50, 50, 0], [70, 20, 10]])
 
 
@@ -19,8 +19,8 @@ class SummarizeTest(absltest.TestCase):
         summary = summarize(LABELS, CERTIFIED, RADII, PREDICTIONS, VOTES)
 
         self.assertEqual(summary.images, 5)
-        self.assertEqual(summary.accuracy, 3 / 5)
-        self.assertEqual(summary.abstained, 1 / 5)
+        self.assertEqual(summary.accuracy, 2 / 5)
+        self.assertEqual(summary.abstained, 2 / 5)
         base_accuracy = (0.98 + 0.8 + 0.1 + 0.5 + 0.7) / 5
         self.assertAlmostEqual(summary.base_accuracy, base_accuracy, places=12)
         self.assertEqual(summary.median_radius, 0.01)  # Of -1, 0, .01, .02, .04.

@@ -15,6 +15,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "wsjax"
 CORE = [
     "flow",
+    "transport",
     "fast_random",
     "noise",
     "votes",

@@ -29,6 +29,7 @@ from wsjax.smoothing import (
     make_smoothing,
     predict,
 )
+from wsjax.transport import TransportPlan, exact_distance, flow_from_transport
 from wsjax.votes import count_votes
 
 __all__ = [
@@ -41,13 +42,16 @@ __all__ = [
     "PixelLaplace",
     "Prediction",
     "Smoothing",
+    "TransportPlan",
     "__version__",
     "apply_flow",
     "certify",
     "certify_each",
     "count_votes",
     "divergence",
+    "exact_distance",
     "flow_cost",
+    "flow_from_transport",
     "flow_shape",
     "image_mass",
     "make_key",
