@@ -54,14 +54,14 @@ class BoundTest(parameterized.TestCase):
     )
     def test_many_votes_cost_no_accuracy(self, alpha, failures):
         # Quantile functions are least accurate here; see scipy's betaincinv(_, 1000, _).
-        n = 1_000_000
+        n = 10_000_000
 
         lower = lower_bound(n - failures, n, alpha)
         upper = upper_bound(failures, n, alpha)
 
         above = stats.binom.sf(n - failures - 1, n, lower)
-        self.assertLessEqual(above, alpha * (1 + 1e-6))
-        self.assertLessEqual(stats.binom.cdf(failures, n, upper), alpha * (1 + 1e-6))
+        self.assertLessEqual(above, alpha * (1 + 1e-9))
+        self.assertLessEqual(stats.binom.cdf(failures, n, upper), alpha * (1 + 1e-9))
 
     @parameterized.product(alpha=ALPHAS)
     def test_unanimous_votes_give_a_root_of_alpha(self, alpha):
@@ -85,8 +85,8 @@ class BoundTest(parameterized.TestCase):
 
         above = np.sum(weights * (lower > grid[:, None]), axis=1)
         below = np.sum(weights * (upper < grid[:, None]), axis=1)
-        self.assertLessEqual(above.max(), alpha * (1 + 1e-6))
-        self.assertLessEqual(below.max(), alpha * (1 + 1e-6))
+        self.assertLessEqual(above.max(), alpha * (1 + 1e-9))
+        self.assertLessEqual(below.max(), alpha * (1 + 1e-9))
         # Nor are they wasteful: some p make them fail almost as often as allowed.
         self.assertGreater(above.max(), alpha * (1 - 1e-3))
         self.assertGreater(below.max(), alpha * (1 - 1e-3))

@@ -13,7 +13,7 @@ from matplotlib import image as images
 
 import wsjax
 from wsjax import confidence, data
-from wsjax.runs import config, experiment, manifest, streams
+from wsjax.runs import config, experiment, manifest, report, streams
 from wsjax.runs.rows import read_rows
 
 # Sends the process SIGTERM as it has written the row of image 6.
@@ -252,6 +252,18 @@ class ScriptsTest(chex.TestCase):
         self.assertEqual(
             manifest.read(self.whole)["certify"]["config"]["certify"]["n"], 400
         )
+
+
+class RowTest(chex.TestCase):
+    def test_an_abstention_is_not_correct_even_if_its_first_class_is(self):
+        votes = np.array([3, 7])
+        certificate = wsjax.Certificate(-1, 0.0, 1, 0.4, None, votes, 10 * votes)
+        row = report.certificate_row(5, 1, certificate, 0.25)
+        self.assertEqual(tuple(row), report.CERTIFICATE_COLUMNS)
+        expected = {"idx": 5, "label": 1, "predict": -1, "radius": 0.0, "time": 0.25}
+        expected |= {"correct": False, "selected": 1, "count": 70, "n": 100}
+        expected |= {"selection_votes": "0:3,1:7", "votes": "0:30,1:70"}
+        self.assertEqual(row | expected, row)
 
 
 if __name__ == "__main__":

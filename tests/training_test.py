@@ -14,6 +14,7 @@ import tiny_runs
 from absl.testing import absltest, parameterized
 from tiny_runs import PERTURB, Tiny, separable, train
 
+from wsjax.data.batches import epoch_batches
 from wsjax.runs import signals
 from wsjax.training import checkpoints, loop, optimizers, steps
 from wsjax.training.metrics import read_metrics
@@ -236,6 +237,39 @@ class LoopTest(chex.TestCase):
         self.assertEqual([line["step"] for line in measured], list(range(5, 61, 5)))
         self.assertGreater(measured[-1]["noisy_accuracy"], 0.95)
         self.assertEqual(int(state.step), 60)
+
+    def test_every_epoch_is_shuffled_anew_and_split_over_the_devices(self):
+        seen, make = [], steps.make_train_step
+
+        def make_spy(*args, **kwargs):
+            step = make(*args, **kwargs)
+
+            def spy(state, key, images, labels):
+                shards = {shard.data.shape for shard in images.addressable_shards}
+                self.assertEqual(shards, {(1, 4, 3, 1)})
+                seen.append((np.asarray(images), np.asarray(labels)))
+                return step(state, key, images, labels)
+
+            return spy
+
+        with mock.patch.object(steps, "make_train_step", make_spy):
+            train(self.folder, num_epochs=2)
+
+        data = separable()
+        for epoch in range(2):
+            positions = epoch_batches(40, 8, seed=3, epoch=epoch)
+            for index, (images, labels) in zip(positions, seen[5 * epoch :]):
+                np.testing.assert_array_equal(images, data.images[index])
+                np.testing.assert_array_equal(labels, data.labels[index])
+        self.assertLen(seen, 10)
+
+    def test_metrics_leave_out_an_unfinished_line(self):
+        lines = ['{"step": 1, "loss": 0.5}', '{"step": 2, "loss": 0.25}']
+        text = "\n".join(lines) + "\n"
+        for size in range(len(lines[0]) + 1, len(text)):
+            (self.folder / "metrics.jsonl").write_text(text[:size])
+            self.assertEqual(read_metrics(self.folder), [{"step": 1, "loss": 0.5}])
+        self.assertEqual(read_metrics(self.folder / "elsewhere"), [])
 
     def test_measures_the_share_of_all_test_images(self):
         # 30 images in batches of 500: the padding must count for nothing.

@@ -14,7 +14,9 @@ or Euclidean ("l2"). Flow norms measure Manhattan cost. A Euclidean path is at m
 sqrt(2) times shorter than a Manhattan one, so W_l1 <= sqrt(2) * W_l2 and a Manhattan
 radius divided by sqrt(2) is a Euclidean radius.
 
-Arithmetic is float64 on the host, numbers or arrays; each result is rounded down.
+Arithmetic is float64 on the host, numbers or arrays. Results are rounded down, but for
+the loss of digits next to p = 1/2, at most 2e-16 of the noise's spread; the 1e-12 that
+`confidence.lower_bound` gives away covers it many times over.
 """
 
 import math

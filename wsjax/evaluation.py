@@ -109,5 +109,7 @@ def ladder(largest: float, rungs: int = 6) -> np.ndarray:
         return np.zeros(1)
     step = largest / rungs
     magnitude = 10.0 ** np.floor(np.log10(step))
-    step = next(m for m in (1, 2, 5, 10) if m * magnitude >= step - 1e-12) * magnitude
+    step = (
+        next(m for m in (1, 2, 5, 10) if m * magnitude >= step * (1 - 1e-9)) * magnitude
+    )
     return step * np.arange(int(np.floor(largest / step + 1e-9)) + 1)

@@ -3,8 +3,9 @@
 On a CPU, JAX compiles the rounds of its default generator (Threefry-2x32) as a loop
 that streams every array through memory five times. The same rounds written out one
 after another fuse into a single pass. Accelerators do that already, so `make_key`
-uses the rewritten generator on a CPU only; the numbers are the same, bit for bit, on
-every platform and for every function of `jax.random`.
+uses the rewritten generator on a CPU only. The random bits are the same on every
+platform, and so are the integers and keys made of them; floats are the same up to the
+rounding of the arithmetic that follows.
 """
 
 import jax
@@ -25,7 +26,7 @@ def make_key(seed: int) -> jax.Array:
       seed: Python integer.
 
     Returns:
-      A scalar typed key. All draws from it equal those of `jax.random.key(seed)`
+      A scalar typed key. Bits drawn from it equal those of `jax.random.key(seed)`
       under JAX's default settings, whatever the backend.
     """
     if jax.default_backend() == "cpu":

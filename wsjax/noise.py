@@ -37,31 +37,40 @@ def standard_laplace(key: jax.Array, shape: tuple[int, ...], dtype) -> jax.Array
     Raises:
       ValueError: `dtype` is another type.
     """
-    dtype = jnp.dtype(dtype)
+    dtype = _checked_dtype(dtype)
     if dtype == jnp.float32:
         bits = jax.random.bits(key, shape, jnp.uint32)
         magnitude = (bits & jnp.uint32(0x7FFFFFFF)).astype(jnp.int32).astype(dtype)
         negative = bits >> 31
         unit = (magnitude + 0.5) * 2.0**-31
-    elif dtype == jnp.float64:
+    else:
         bits = jax.random.bits(key, shape, jnp.uint64)
         magnitude = (bits >> 11).astype(jnp.int64).astype(dtype)
         negative = bits & jnp.uint64(1)
         unit = (magnitude + 0.5) * 2.0**-53
-    else:
-        raise ValueError(f"Noise is drawn in float32 or float64, not {dtype}.")
     size = -jnp.log(unit)
     return jnp.where(negative == 1, -size, size)
 
 
 def standard_uniform(key: jax.Array, shape: tuple[int, ...], dtype) -> jax.Array:
     """Uniform variables on [-1, 1); arguments as `standard_laplace`."""
+    dtype = _checked_dtype(dtype)
     return jax.random.uniform(key, shape, dtype, minval=-1.0, maxval=1.0)
 
 
 def standard_normal(key: jax.Array, shape: tuple[int, ...], dtype) -> jax.Array:
     """Gaussian variables of variance one; arguments as `standard_laplace`."""
-    return jax.random.normal(key, shape, dtype)
+    return jax.random.normal(key, shape, _checked_dtype(dtype))
+
+
+def _checked_dtype(dtype):
+    dtype = jnp.dtype(dtype)
+    if dtype not in (jnp.float32, jnp.float64):
+        raise ValueError(
+            f"Noise is drawn in float32 or float64, not {dtype}: the tails of coarser "
+            f"types end too early for a certificate."
+        )
+    return dtype
 
 
 @dataclasses.dataclass(frozen=True)

@@ -173,7 +173,7 @@ def check_image(image) -> None:
       image: array-like `[H, W, C]`; inspected on the host.
 
     Raises:
-      ValueError: wrong number of axes, not floating, NaN or infinite or negative
+      ValueError: wrong number of axes, not float32 or float64, NaN or infinite or negative
         pixels, or no mass at all.
     """
     pixels = np.asarray(image)
@@ -182,10 +182,10 @@ def check_image(image) -> None:
             f"An image has shape [H, W, C], got {pixels.shape}. A grayscale image "
             f"needs a last axis of size 1; of a batch, pass one image at a time."
         )
-    if not np.issubdtype(pixels.dtype, np.floating):
+    if pixels.dtype not in (np.float32, np.float64):
         raise ValueError(
-            f"Image pixels are {pixels.dtype}; convert to float32 first, e.g. "
-            f"image.astype(np.float32) / 255."
+            f"Image pixels are {pixels.dtype}, not float32 or float64; convert first, "
+            f"e.g. image.astype(np.float32) / 255."
         )
     if not np.isfinite(pixels).all():
         bad = int(np.size(pixels) - np.isfinite(pixels).sum())
@@ -379,14 +379,22 @@ def certify_each(
             use_runner_up=use_runner_up,
         )
 
+    pairs = iter(keys_and_images)
     pending = None
-    for key, image in keys_and_images:
-        launched = launch(key, image)
+    while True:
+        try:
+            pair = next(pairs, None)
+            launched = None if pair is None else launch(*pair)
+        except ValueError:
+            # A bad image does not cost the result of the one before it.
+            if pending is not None:
+                yield conclude(*pending)
+            raise
         if pending is not None:
             yield conclude(*pending)
+        if launched is None:
+            return
         pending = launched
-    if pending is not None:
-        yield conclude(*pending)
 
 
 def certificate_from_votes(
@@ -412,6 +420,10 @@ def certificate_from_votes(
     Raises:
       ValueError: `alpha` or the counts are outside their range.
     """
+    if np.ndim(estimation_votes) != 1 or len(estimation_votes) < 2:
+        raise ValueError(
+            f"Votes of at least two classes are needed, got {estimation_votes!r}."
+        )
     selected = int(np.argmax(selection_votes))
     n = int(estimation_votes.sum())
     runner_up = None
