@@ -144,7 +144,7 @@ class LoadTest(Folder):
             def __reduce__(self):
                 return os.system, (f"touch {victim}",)
 
-        plain = pickle.dumps({"net": Hostile()})
+        plain = pickle.dumps({"net": Hostile()}, protocol=2)
         self.path.write_bytes(plain)
         pickle.loads(plain)
         self.assertTrue(victim.exists())

@@ -25,6 +25,9 @@ EACH_MODEL = parameterized.named_parameters((name, name) for name in models.NAME
 EACH_RESNET = parameterized.named_parameters(
     (name, name) for name in models.NAMES if name != "conv_small"
 )
+EACH_KIND_OF_BLOCK = parameterized.named_parameters(
+    (name, name) for name in ("resnet18_cifar", "resnet50")
+)
 
 
 def small(name, num_classes=4, **options):
@@ -191,7 +194,7 @@ class ArchitectureTest(chex.TestCase):
 
 
 class StandardisationTest(chex.TestCase):
-    @EACH_RESNET
+    @EACH_KIND_OF_BLOCK
     def test_happens_inside_and_after_the_noise(self, name):
         mean, std = (0.3, 0.2, 0.6), (0.5, 2.0, 0.25)
         inside, outside = small(name, mean=mean, std=std), small(name)
@@ -218,7 +221,7 @@ class StandardisationTest(chex.TestCase):
 
 
 class BatchNormTest(chex.TestCase):
-    @EACH_RESNET
+    @EACH_KIND_OF_BLOCK
     def test_running_statistics_move_in_training_only(self, name):
         module, images = small(name), some_images((4, 9, 6, 3))
         variables = random_variables(module, images)
@@ -258,7 +261,7 @@ class BatchNormTest(chex.TestCase):
         others = images.at[1:].multiply(0.3)
         chex.assert_trees_all_equal(classify(images)[0], classify(others)[0])
 
-    @EACH_RESNET
+    @EACH_KIND_OF_BLOCK
     def test_bfloat16_keeps_parameters_and_logits_in_float32(self, name):
         images = some_images()
         module, exact = small(name, dtype="bfloat16"), small(name)

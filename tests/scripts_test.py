@@ -121,12 +121,13 @@ class ScriptsTest(chex.TestCase):
             for name, found in votes.items():
                 np.testing.assert_array_equal(found[index], getattr(expected, name))
             self.assertEqual(rows.ints("predict")[index], expected.label)
-            self.assertEqual(rows.floats("radius")[index], expected.radius)
+            radius = rows.floats("radius")[index]
+            np.testing.assert_allclose(radius, expected.radius, rtol=1e-9)
         self.assertEqual(set(votes["selection_votes"].sum(axis=1)), {50})
         self.assertEqual(set(votes["votes"].sum(axis=1)), {400})
         counts = rows.ints("count")
         bounds = confidence.lower_bound(counts, 400, 0.05)
-        np.testing.assert_array_equal(rows.floats("p_lower"), bounds)
+        np.testing.assert_allclose(rows.floats("p_lower"), bounds, rtol=1e-9)
 
     def test_summary_and_figure(self):
         rows = self.rows(self.whole)
