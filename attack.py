@@ -39,6 +39,7 @@ def main(config, workdir):
         "attack",
         configs.select(config, "data", "model", "smoothing", "attack"),
         data_checksum=examples.checksum,
+        classifier=experiment.fingerprint(classify),
         may_differ=configs.MAY_DIFFER,
     )
     _log.info("Attacking %d images on %s.", len(indices), manifest.devices())

@@ -34,6 +34,7 @@ def main(config, workdir):
         "certify",
         configs.select(config, "data", "model", "smoothing", "certify"),
         data_checksum=examples.checksum,
+        classifier=experiment.fingerprint(classify),
         may_differ=configs.MAY_DIFFER,
     )
     _log.info("Certifying %d images on %s.", len(indices), manifest.devices())

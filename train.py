@@ -26,6 +26,18 @@ def main(config, workdir):
     module = experiment.make_model(config["model"], train_set.num_classes)
     augment = experiment.make_augment(settings["augment"])
     experiment.make_optimizer(settings, 1)
+    loop.check_settings(
+        train_set.data,
+        **{
+            key: settings[key]
+            for key in (
+                "batch_size",
+                "num_epochs",
+                "checkpoint_every",
+                "evaluate_every",
+            )
+        },
+    )
     manifest.record(
         workdir,
         "train",

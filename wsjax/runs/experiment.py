@@ -1,5 +1,6 @@
 """From a resolved config to objects: examples, model, noise, trained classifier."""
 
+import hashlib
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -187,6 +188,16 @@ def restore_classifier(
     finally:
         store.close()
     return models.classifier(module, state.variables)
+
+
+def fingerprint(classify: Callable) -> str:
+    """Hex SHA-256 of a restored classifier's arrays, shapes and dtypes included."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(classify):
+        array = np.asarray(leaf)
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def make_smoothing(config: dict[str, Any]) -> smoothing.Smoothing:

@@ -50,6 +50,7 @@ def record(
     config: dict[str, Any],
     *,
     data_checksum: str,
+    classifier: str | None = None,
     may_differ: tuple[str, ...] = (),
 ) -> None:
     """Writes this script's entry, or checks it against the one that is there.
@@ -59,6 +60,8 @@ def record(
       script: "train", "certify" or "attack".
       config: plain nested dict; what the results depend on.
       data_checksum: of the data the script reads.
+      classifier: fingerprint of the classifier the results are about, if any; rows of
+        two classifiers must not share a file.
       may_differ: dotted keys that do not change results (devices, block sizes).
 
     Raises:
@@ -70,6 +73,7 @@ def record(
         "config": config,
         "seed": config.get("seed"),
         "data_checksum": data_checksum,
+        "classifier": classifier,
         "versions": versions(),
         "devices": devices(),
         "command": [pathlib.Path(sys.argv[0]).name, *sys.argv[1:]],
@@ -79,8 +83,7 @@ def record(
     whole = read(workdir)
     before = whole.get(script)
     if before is not None:
-        old = _flat({"config": before["config"], "data": before["data_checksum"]})
-        new = _flat({"config": entry["config"], "data": entry["data_checksum"]})
+        old, new = _flat(_compared(before)), _flat(_compared(entry))
         ignored = {f"config.{key}" for key in may_differ}
         differences = [
             f"{key}: there {old.get(key)!r}, now {new.get(key)!r}"
@@ -143,6 +146,15 @@ def devices() -> list[str]:
     return [f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds)] + [
         f"{os.cpu_count()} {platform.machine()} processors"
     ]
+
+
+def _compared(entry):
+    """What must agree between the runs that add rows to one directory."""
+    return {
+        "config": entry["config"],
+        "data": entry["data_checksum"],
+        "classifier": entry.get("classifier"),
+    }
 
 
 def _flat(tree, prefix=""):

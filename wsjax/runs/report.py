@@ -227,9 +227,13 @@ def _main() -> None:
         "--certificate", action="append", choices=smoothing.CERTIFICATES
     )
     arguments = parser.parse_args()
+    names = [workdir.name for workdir in arguments.workdirs]
     try:
         runs = [
+            # The whole path where last parts alone would collide in the legend.
             run
+            if names.count(workdir.name) == 1
+            else run._replace(name=f"{workdir}: {run.name}")
             for workdir in arguments.workdirs
             for run in read_certified(workdir, arguments.certificate)
         ]

@@ -73,7 +73,8 @@ def train(
       ValueError: a number is outside its range, or a batch fits neither the
         training set nor the devices.
     """
-    _check_positive(
+    check_settings(
+        train_data,
         batch_size=batch_size,
         num_epochs=num_epochs,
         checkpoint_every=checkpoint_every,
@@ -186,19 +187,39 @@ def _noisy_accuracy(measure, state, key, data, batch_size=500):
     return float(np.sum(jax.device_get(correct)) / count)
 
 
+def check_settings(train_data: Any, *, batch_size: int, **periods: int) -> None:
+    """Refuses settings that `train` could not work with, before anything is written.
+
+    Args:
+      train_data: as in `train`.
+      batch_size: images per step.
+      **periods: `num_epochs`, `checkpoint_every`, `evaluate_every`.
+
+    Raises:
+      ValueError: a number is not positive, or a batch fits neither the training set
+        nor the devices.
+    """
+    _check_positive(batch_size=batch_size, **periods)
+    if batch_size > _count(train_data):
+        raise ValueError(
+            f"batch_size={batch_size} is more than the {_count(train_data)} "
+            f"training images; lower config.train.batch_size."
+        )
+    _batch_sharding(batch_size)
+
+
+def _count(data):
+    return len(data.labels) if hasattr(data, "images") else len(data)
+
+
 class _Source:
     """Batches of a training set, on the devices, from any epoch and step."""
 
     def __init__(self, data, batch_size, seed):
         self._data, self._batch_size, self._seed = data, batch_size, seed
         self._streams = not hasattr(data, "images")
-        self._count = len(data) if self._streams else len(data.labels)
+        self._count = _count(data)
         self.steps_per_epoch = self._count // batch_size
-        if self.steps_per_epoch < 1:
-            raise ValueError(
-                f"batch_size={batch_size} is more than the {self._count} "
-                f"training images; lower config.train.batch_size."
-            )
         self._sharding = _batch_sharding(batch_size)
         if self._streams:
             self.image_shape = (data.image_size, data.image_size, 3)
