@@ -1,6 +1,7 @@
 """Tests of wsjax.runs.manifest."""
 
 import copy
+import functools
 import json
 import pathlib
 import sys
@@ -118,6 +119,18 @@ class ManifestTest(chex.TestCase):
             manifest.ConfigMismatch, "data: there 'abc', now 'def'"
         ):
             self.record(checksum="def")
+
+    def test_refuses_another_classifier(self):
+        config = {"seed": 0}
+        record = functools.partial(
+            manifest.record, self.folder, "certify", config, data_checksum="abc"
+        )
+        record(classifier="first")
+        record(classifier="first")
+        with self.assertRaisesRegex(
+            manifest.ConfigMismatch, "classifier: there 'first', now 'second'"
+        ):
+            record(classifier="second")
 
     @parameterized.parameters(
         ("data.dir", "/elsewhere"), ("data.stride", 1), ("certify.block_size", 99)

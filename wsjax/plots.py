@@ -132,9 +132,16 @@ def _arrows(axes, flow):
     down = np.asarray(flow.vertical).sum(axis=-1)
     right = np.asarray(flow.horizontal).sum(axis=-1)
     height, width = right.shape[0], down.shape[1]
+    if down.shape == right.shape:  # Wrapped: every pixel has an edge out each way.
+        inward, sideways = np.roll(down, 1, axis=0), np.roll(right, 1, axis=1)
+    else:
+        inward, sideways = (
+            np.pad(down, ((1, 0), (0, 0))),
+            np.pad(right, ((0, 0), (1, 0))),
+        )
+        down, right = np.pad(down, ((0, 1), (0, 0))), np.pad(right, ((0, 0), (0, 1)))
     # An edge's mass counts half for each of its two pixels.
-    y = (np.pad(down, ((0, 1), (0, 0))) + np.pad(down, ((1, 0), (0, 0)))) / 2
-    x = (np.pad(right, ((0, 0), (0, 1))) + np.pad(right, ((0, 0), (1, 0)))) / 2
+    y, x = (down + inward) / 2, (right + sideways) / 2
     size = np.hypot(x, y)
     if size.max() <= 0:
         return
