@@ -18,6 +18,7 @@ from wsjax.flow import (
     normalize_mass,
     potential_gradient,
 )
+from wsjax.gaussian import ColouredGaussian, GaussianView, StencilGaussian
 from wsjax.noise import FlowGaussian, FlowLaplace, FlowUniform, PixelLaplace
 from wsjax.smoothing import (
     ABSTAIN,
@@ -26,6 +27,7 @@ from wsjax.smoothing import (
     Smoothing,
     certify,
     certify_each,
+    gaussian_smoothing,
     make_smoothing,
     predict,
 )
@@ -35,13 +37,16 @@ from wsjax.votes import count_votes
 __all__ = [
     "ABSTAIN",
     "Certificate",
+    "ColouredGaussian",
     "FlowGaussian",
     "FlowLaplace",
     "FlowPlan",
     "FlowUniform",
+    "GaussianView",
     "PixelLaplace",
     "Prediction",
     "Smoothing",
+    "StencilGaussian",
     "TransportPlan",
     "__version__",
     "apply_flow",
@@ -53,6 +58,7 @@ __all__ = [
     "flow_cost",
     "flow_from_transport",
     "flow_shape",
+    "gaussian_smoothing",
     "image_mass",
     "make_key",
     "make_smoothing",

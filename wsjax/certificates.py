@@ -156,17 +156,23 @@ def flow_uniform(p_lower, sigma: float, ground_metric: str, runner_up=None):
     return _finish(sigma * math.sqrt(3.0) * (p - q), ground_metric)
 
 
-def flow_gaussian(p_lower, sigma: float, ground_metric: str, runner_up=None):
-    """Radius of Gaussian flow noise: (sigma/2) (Phi^{-1}(p) - Phi^{-1}(q)).
+def gaussian(p_lower, kappa: float, ground_metric: str, runner_up=None):
+    """Radius of Gaussian noise: (Phi^{-1}(p) - Phi^{-1}(q)) / (2 kappa).
 
-    A plan's L2 norm is at most its L1 norm, so the Gaussian theorem for L2 shifts
-    of the plan covers all transports of that cost. This looks at one plan only;
-    taking the best of all plans with the same effect gives more.
+    Assumes that the classifier sees the image `mu` only through `phi(mu) + z`, with
+    `z` standard normal and `phi` linear (or with Gaussian noise of any covariance
+    `Sigma` added to it: `phi = Sigma^{-1/2}`), and that
+
+        || phi(e_a - e_b) ||_2  <=  kappa * d(a, b)
+
+    for all pixels `a`, `b` of one channel, `d` the ground metric. An optimal transport
+    plan `pi` then shows `|| phi(mu' - mu) || <= sum pi_ab kappa d(a, b) = kappa W`, and
+    the rest is the Gaussian theorem for L2 shifts of `phi(mu)`.
 
     Args:
       p_lower: lower bound on the top class's probability, in [0, 1].
-      sigma: standard deviation per edge, fraction of image mass.
-      ground_metric: "l1" or "l2".
+      kappa: the constant for `ground_metric`, rounded up; see `gaussian.kappa`.
+      ground_metric: "l1" or "l2", the metric `kappa` was computed for.
       runner_up: upper bound on the other classes' probabilities; default 1 - p.
 
     Returns:
@@ -175,13 +181,15 @@ def flow_gaussian(p_lower, sigma: float, ground_metric: str, runner_up=None):
     Raises:
       ValueError: an argument is outside its range.
 
-    Source: Cohen, Rosenfeld & Kolter 2019, Theorem 1, in flow space.
+    Source: docs/theory.md, 5.1; Cohen, Rosenfeld & Kolter 2019, Theorem 1.
     """
-    _check_spread("sigma", sigma)
+    _check_spread("kappa", kappa)
     p, q = _probabilities(p_lower, runner_up)
     with np.errstate(invalid="ignore"):
-        radius = 0.5 * sigma * (special.ndtri(p) - special.ndtri(q))
-    return _finish(np.where(p > q, radius, 0.0), ground_metric)
+        radius = 0.5 * (special.ndtri(p) - special.ndtri(q)) / kappa
+    # "l1" in either metric: no factor on top, kappa belongs to the metric.
+    _finish(np.float64(0.0), ground_metric)
+    return _finish(np.where(p > q, radius, 0.0), "l1")
 
 
 def pixel_laplace_published(p_lower, sigma: float, ground_metric: str, runner_up=None):

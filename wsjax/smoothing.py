@@ -12,38 +12,27 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from wsjax import certificates, confidence, noise, votes
+from wsjax import certificates, confidence, gaussian, noise, spectrum, votes
 
 ABSTAIN = -1
 
 
-class _Theorems(NamedTuple):
-    """What is known about one noise law: radius functions by certificate name."""
-
-    law: type
-    tight: Callable
-    published: Callable | None
-
-
-_LAWS = {
-    "flow_laplace": _Theorems(
+# Noise that a config can name, and the theorems about it: (law, tight, published).
+_IID = {
+    "flow_laplace": (
         noise.FlowLaplace,
-        tight=certificates.flow_laplace,
-        published=certificates.flow_laplace_published,
+        certificates.flow_laplace,
+        certificates.flow_laplace_published,
     ),
-    "flow_uniform": _Theorems(
-        noise.FlowUniform, tight=certificates.flow_uniform, published=None
-    ),
-    "flow_gaussian": _Theorems(
-        noise.FlowGaussian, tight=certificates.flow_gaussian, published=None
-    ),
-    "pixel_laplace": _Theorems(
+    "flow_uniform": (noise.FlowUniform, certificates.flow_uniform, None),
+    "pixel_laplace": (
         noise.PixelLaplace,
-        tight=certificates.pixel_laplace,
-        published=certificates.pixel_laplace_published,
+        certificates.pixel_laplace,
+        certificates.pixel_laplace_published,
     ),
 }
-
+_GAUSSIAN = ("flow_gaussian", "laplacian_gaussian", "power_law")
+NOISES = (*_IID, *_GAUSSIAN)
 CERTIFICATES = ("tight", "published")
 
 
@@ -51,20 +40,36 @@ CERTIFICATES = ("tight", "published")
 class Smoothing:
     """A noise law and the theorem that turns probabilities under it into radii.
 
-    Build it with `make_smoothing`, so that what is drawn and what is claimed agree.
+    Build it with `make_smoothing` or `gaussian_smoothing`, so that what is drawn and
+    what is claimed agree.
 
     Attributes:
       noise: the law; `noise.perturb(key, image)` makes one noisy copy.
-      theorem: function of `certificates`.
+      theorem: `(p_lower, spread, ground_metric, runner_up) -> radius`, a function of
+        `certificates`.
+      spread: what the theorem needs to know of the noise: `sigma`, or `kappa` for
+        Gaussian laws.
       ground_metric: "l1" or "l2".
+      image_shape: the only shape of images the theorem holds for, or None for any.
     """
 
     noise: noise.NoiseLaw
     theorem: Callable
+    spread: float
     ground_metric: str
+    image_shape: tuple[int, ...] | None = None
 
     def perturb(self, key: jax.Array, image: jax.Array) -> jax.Array:
-        """One noisy copy of an image `[H, W, C]` in pixel units; uses up `key`."""
+        """One noisy copy of an image `[H, W, C]` in pixel units; uses up `key`.
+
+        Raises:
+          ValueError: the theorem does not hold for images of this shape.
+        """
+        if self.image_shape is not None and image.shape != self.image_shape:
+            raise ValueError(
+                f"This smoothing certifies images of shape {self.image_shape}, not "
+                f"{image.shape}; build another with image_shape={image.shape}."
+            )
         return self.noise.perturb(key, image)
 
     def radius(self, p_lower, runner_up=None):
@@ -78,7 +83,7 @@ class Smoothing:
         Returns:
           float64 in pixels x fraction of mass, 0 where nothing is certified.
         """
-        return self.theorem(p_lower, self.noise.sigma, self.ground_metric, runner_up)
+        return self.theorem(p_lower, self.spread, self.ground_metric, runner_up)
 
 
 def make_smoothing(
@@ -87,17 +92,24 @@ def make_smoothing(
     ground_metric: str,
     certificate: str = "tight",
     wrap: bool = False,
+    *,
+    gamma: float = 2.0,
+    image_shape: tuple[int, ...] | None = None,
 ) -> Smoothing:
     """Builds a `Smoothing` from plain values, as a config holds them.
 
     Args:
-      noise: "flow_laplace" (the paper), "flow_uniform", "flow_gaussian", or
-        "pixel_laplace" (the paper's baseline).
+      noise: "flow_laplace" (the paper), "pixel_laplace" (the paper's baseline),
+        "flow_uniform"; or Gaussian: "flow_gaussian", "laplacian_gaussian" (a stencil,
+        spectrum `sigma**2 lap**2`), "power_law" (spectrum `sigma**2 lap**gamma`).
       sigma: standard deviation per edge or pixel, as a fraction of image mass.
       ground_metric: "l1" (Manhattan) or "l2" (Euclidean); published tables use l2.
       certificate: "tight", the strongest theorem here for the noise, or
         "published", the bound of the paper (Laplace noise only).
       wrap: whether flow noise also crosses opposite borders of the image.
+      gamma: exponent of "power_law".
+      image_shape: `(H, W, C)`; Gaussian laws need it, their certificate depends on
+        it, and refuse images of another shape.
 
     Returns:
       The `Smoothing`.
@@ -105,8 +117,8 @@ def make_smoothing(
     Raises:
       ValueError: an unknown name, a bad `sigma`, or a combination without meaning.
     """
-    if noise not in _LAWS:
-        raise ValueError(f"noise={noise!r} is not one of {tuple(_LAWS)}.")
+    if noise not in NOISES:
+        raise ValueError(f"noise={noise!r} is not one of {NOISES}.")
     if certificate not in CERTIFICATES:
         raise ValueError(f"certificate={certificate!r} is not one of {CERTIFICATES}.")
     if ground_metric not in certificates.GROUND_METRICS:
@@ -114,18 +126,59 @@ def make_smoothing(
             f"ground_metric={ground_metric!r} is not one of "
             f"{certificates.GROUND_METRICS}."
         )
-    theorem = getattr(_LAWS[noise], certificate)
+    _, tight, published = _IID.get(noise, (None, certificates.gaussian, None))
+    theorem = tight if certificate == "tight" else published
     if theorem is None:
         raise ValueError(
             f'certificate="published" exists for Laplace noise only, not for '
             f'noise={noise!r}; use certificate="tight".'
         )
-    law = _LAWS[noise].law
-    if noise.startswith("flow_"):
-        return Smoothing(law(sigma, wrap=wrap), theorem, ground_metric)
-    if wrap:
+    if wrap and not noise.startswith("flow_"):
         raise ValueError(f"wrap=True needs flow noise; noise={noise!r} has no edges.")
-    return Smoothing(law(sigma), theorem, ground_metric)
+    if noise in _IID:
+        law = _IID[noise][0](sigma, **({"wrap": wrap} if wrap else {}))
+        return Smoothing(law, theorem, sigma, ground_metric)
+    if image_shape is None:
+        raise ValueError(
+            f"noise={noise!r} needs image_shape=(H, W, C): how much Gaussian noise "
+            f"certifies depends on the size of the image."
+        )
+    return gaussian_smoothing(
+        _gaussian_law(noise, sigma, wrap, gamma, image_shape),
+        image_shape,
+        ground_metric,
+    )
+
+
+def _gaussian_law(name, sigma, wrap, gamma, image_shape):
+    if name == "flow_gaussian":
+        return noise.FlowGaussian(sigma, wrap=wrap)
+    if name == "laplacian_gaussian":
+        return gaussian.StencilGaussian(sigma)
+    power = spectrum.power_law(image_shape, sigma, gamma)
+    return gaussian.ColouredGaussian(spectrum.square_root(power))
+
+
+def gaussian_smoothing(
+    law: noise.NoiseLaw, image_shape: tuple[int, ...], ground_metric: str
+) -> Smoothing:
+    """A Gaussian law with its theorem; `kappa` is computed here, from the law.
+
+    Args:
+      law: `noise.FlowGaussian` or a law of `gaussian`.
+      image_shape: `(H, W, C)` of the images to certify.
+      ground_metric: "l1" or "l2".
+
+    Returns:
+      The `Smoothing`.
+
+    Raises:
+      ValueError: the law is for other images or is not Gaussian, or an unknown
+        metric.
+    """
+    shape = tuple(int(size) for size in image_shape)
+    constant = gaussian.kappa(law, shape, ground_metric)
+    return Smoothing(law, certificates.gaussian, constant, ground_metric, shape)
 
 
 class Certificate(NamedTuple):

@@ -1,0 +1,395 @@
+"""Gaussian noise of any covariance, and the constant that certifies it.
+
+The theorem behind all laws here: let `phi` be a linear map with
+
+    || phi(e_a - e_b) ||_2  <=  kappa * d(a, b)     for all pixels a, b of one channel,
+
+and let the classifier see the image only through `phi(mu) + z`, `z` standard normal.
+Then a class probability of `p` certifies the radius `Phi^{-1}(p) / kappa` in the
+Wasserstein distance of ground metric `d` (`certificates.gaussian`). Noise of covariance
+`Sigma` added to the image is the case `phi = Sigma^{-1/2}`; a map that forgets part of
+the image is as good. What is done with the noisy view afterwards (filtering it,
+drawing a picture of it, classifying it) is post-processing.
+
+Laws hold their arrays by value: two laws with equal numbers are equal, hash alike and
+share compiled programs.
+"""
+
+import dataclasses
+import hashlib
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wsjax import spectrum
+from wsjax.flow import flow_shape, image_mass
+from wsjax.noise import FlowGaussian, IidNoise, NoiseLaw, standard_normal
+
+
+@dataclasses.dataclass(frozen=True)
+class StencilGaussian(IidNoise):
+    """The five-point Laplacian of white noise, wrap-around: a local law, no FFT.
+
+    Its power spectrum is `sigma**2 * lap**2`. Every pixel sends a random multiple of
+    one unit of mass to each of its four neighbours and takes it from itself.
+    """
+
+    @property
+    def scale(self) -> float:
+        return self.sigma
+
+    def standard(self, key, shape, dtype):
+        return standard_normal(key, shape, dtype)
+
+    def sample(self, key: jax.Array, image_shape: tuple[int, ...], dtype) -> jax.Array:
+        flow_shape(image_shape)
+        white = self.scale * self.standard(key, image_shape, dtype)
+        around = sum(jnp.roll(white, step, axis) for axis in (0, 1) for step in (-1, 1))
+        return 4.0 * white - around
+
+
+class _ByValue(NoiseLaw):
+    """Equality and hash by the content of the dataclass's arrays."""
+
+    def _freeze(self):
+        """Makes the fields read-only arrays and computes their digest."""
+        digest = hashlib.sha256(type(self).__name__.encode())
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value is not None:
+                value = np.array(value, order="C")
+                value.setflags(write=False)
+                object.__setattr__(self, field.name, value)
+                digest.update(f"{field.name}{value.dtype}{value.shape}".encode())
+                digest.update(value.tobytes())
+        object.__setattr__(self, "_digest", digest.hexdigest())
+
+    def __eq__(self, other):
+        return type(self) is type(other) and self._digest == other._digest
+
+    def __hash__(self):
+        return hash(self._digest)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ColouredGaussian(_ByValue):
+    """Gaussian noise with a power spectrum on the torus; see `spectrum`.
+
+    With `gain` and `mean`, `perturb` returns the filtered picture: image plus noise,
+    minus `mean`, through the filter, plus `mean` (all scaled to the image's mass).
+
+    Attributes:
+      amplitude: `[H, W, C, C]` float32, a square root of the spectrum at each
+        frequency: `S(w) = amplitude(w) amplitude(w)^T`, symmetric in `w`.
+      gain: `[H, W, C, C]` float32 filter applied after the noise, e.g.
+        `spectrum.wiener`, or None for none.
+      mean: `[H, W, C]` float32 image of mass one about which the filter works; None
+        without `gain`.
+    """
+
+    amplitude: np.ndarray
+    gain: np.ndarray | None = None
+    mean: np.ndarray | None = None
+
+    def __post_init__(self):
+        if (self.gain is None) != (self.mean is None):
+            raise ValueError("gain and mean belong together; give both or neither.")
+        object.__setattr__(self, "amplitude", np.asarray(self.amplitude, np.float32))
+        spectrum.check_spectrum(self.spectrum)
+        if self.gain is not None:
+            if self.gain.shape != self.amplitude.shape:
+                raise ValueError(
+                    f"gain has shape {self.gain.shape}, the spectrum "
+                    f"{self.amplitude.shape}."
+                )
+            if self.mean.shape != self.amplitude.shape[:3]:
+                raise ValueError(
+                    f"mean has shape {self.mean.shape}, images of this spectrum "
+                    f"{self.amplitude.shape[:3]}."
+                )
+            if not (np.isfinite(self.gain).all() and np.isfinite(self.mean).all()):
+                raise ValueError("gain or mean holds NaN or infinite values.")
+            object.__setattr__(self, "gain", np.asarray(self.gain, np.float32))
+            object.__setattr__(self, "mean", np.asarray(self.mean, np.float32))
+        self._freeze()
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """`(H, W, C)` of the images this law is for."""
+        return self.amplitude.shape[:3]
+
+    @property
+    def spectrum(self) -> np.ndarray:
+        """`[H, W, C, C]` float64 power spectrum of the noise as it is drawn."""
+        root = self.amplitude.astype(np.float64)
+        power = np.einsum("hwij,hwkj->hwik", root, root)
+        return (power + np.swapaxes(power, 2, 3)) / 2
+
+    def sample(self, key: jax.Array, image_shape: tuple[int, ...], dtype) -> jax.Array:
+        _check_shape(image_shape, self.image_shape)
+        white = standard_normal(key, self.image_shape, dtype)
+        return colour(white, _half(self.amplitude, dtype))
+
+    def perturb(self, key: jax.Array, image: jax.Array) -> jax.Array:
+        """One noisy copy, filtered if the law has a filter; see `NoiseLaw.perturb`."""
+        if self.gain is None:
+            return super().perturb(key, image)
+        _check_shape(image.shape, self.image_shape)
+        mass, dtype = image_mass(image), image.dtype
+        centred = image / mass - self.mean.astype(dtype)
+        white = standard_normal(key, self.image_shape, dtype)
+        picture = filtered(
+            centred, white, _half(self.amplitude, dtype), _half(self.gain, dtype)
+        )
+        return mass * (picture + self.mean.astype(dtype))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class GaussianView(_ByValue):
+    """A linear view of the image under standard normal noise, drawn as a picture.
+
+    The view is `phi (mu - mean) + z`: `features` holds `phi`, one row per coordinate.
+    `perturb` returns `m * (mean + readout (view))`: an image again, in pixel units.
+
+    Attributes:
+      features: `[D, H, W, C]` float32; `features[:, a]` is what mass one at pixel `a`
+        adds to the view, in standard deviations of the noise.
+      readout: `[D, H, W, C]` float32; what a unit in each coordinate adds to the
+        picture, e.g. `wiener_readout`.
+      mean: `[H, W, C]` float32 image of mass one.
+    """
+
+    features: np.ndarray
+    readout: np.ndarray
+    mean: np.ndarray
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = np.asarray(getattr(self, field.name), np.float32)
+            if not np.isfinite(value).all():
+                raise ValueError(f"{field.name} holds NaN or infinite values.")
+            object.__setattr__(self, field.name, value)
+        if self.features.ndim != 4 or 0 in self.features.shape:
+            raise ValueError(
+                f"features have shape [D, H, W, C], got {self.features.shape}."
+            )
+        if self.readout.shape != self.features.shape:
+            raise ValueError(
+                f"readout has shape {self.readout.shape}, features "
+                f"{self.features.shape}."
+            )
+        if self.mean.shape != self.features.shape[1:]:
+            raise ValueError(
+                f"mean has shape {self.mean.shape}, features are for images "
+                f"{self.features.shape[1:]}."
+            )
+        self._freeze()
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """`(H, W, C)` of the images this law is for."""
+        return self.features.shape[1:]
+
+    def sample(self, key: jax.Array, image_shape: tuple[int, ...], dtype) -> jax.Array:
+        """The noise part of the picture alone; see `NoiseLaw.sample`."""
+        _check_shape(image_shape, self.image_shape)
+        noise = standard_normal(key, (len(self.features),), dtype)
+        return jnp.tensordot(noise, self.readout.astype(dtype), 1)
+
+    def perturb(self, key: jax.Array, image: jax.Array) -> jax.Array:
+        """One picture of one noisy view of an image; see `NoiseLaw.perturb`."""
+        _check_shape(image.shape, self.image_shape)
+        mass, dtype = image_mass(image), image.dtype
+        mean = self.mean.astype(dtype)
+        view = jnp.tensordot(self.features.astype(dtype), image / mass - mean, 3)
+        view = view + standard_normal(key, view.shape, dtype)
+        return mass * (mean + jnp.tensordot(view, self.readout.astype(dtype), 1))
+
+
+def colour(white: jax.Array, amplitude: jax.Array) -> jax.Array:
+    """White noise `[..., H, W, C]` with a spectrum: `irfft2(amplitude rfft2(white))`.
+
+    Args:
+      white: `[..., H, W, C]`, independent standard normal variables.
+      amplitude: `[H, W // 2 + 1, C, C]`, the half of it that `rfft2` keeps.
+
+    Returns:
+      `[..., H, W, C]`.
+    """
+    return _inverse(_mix(amplitude, jnp.fft.rfft2(white, axes=(-3, -2))), white.shape)
+
+
+def filtered(centred, white, amplitude, gain) -> jax.Array:
+    """Image plus coloured noise through a filter, in one transform each way.
+
+    Args:
+      centred: `[..., H, W, C]` image of mass one, minus the mean.
+      white: `[..., H, W, C]` independent standard normal variables.
+      amplitude: `[H, W // 2 + 1, C, C]`.
+      gain: `[H, W // 2 + 1, C, C]`.
+
+    Returns:
+      `[..., H, W, C]`.
+    """
+    # The filter meets the amplitude first: where noise is a thousand times the
+    # signal, their product is small and float32 loses nothing.
+    quiet = jnp.einsum("hwij,hwjk->hwik", gain, amplitude)
+    waves = _mix(gain, jnp.fft.rfft2(centred, axes=(-3, -2)))
+    waves = waves + _mix(quiet, jnp.fft.rfft2(white, axes=(-3, -2)))
+    return _inverse(waves, white.shape)
+
+
+def _mix(matrices, waves):
+    if matrices.shape[-1] == 1:
+        return matrices[..., 0] * waves
+    return jnp.einsum("hwij,...hwj->...hwi", matrices, waves)
+
+
+def _inverse(waves, shape):
+    return jnp.fft.irfft2(waves, s=shape[-3:-1], axes=(-3, -2))
+
+
+def _half(matrices, dtype):
+    """The frequencies that `rfft2` keeps."""
+    return jnp.asarray(matrices[:, : matrices.shape[1] // 2 + 1], dtype)
+
+
+def wiener_readout(features: np.ndarray, covariance: np.ndarray) -> np.ndarray:
+    """The linear estimate of an image from its noisy view with the least mean square.
+
+    With `phi` the features and `C` the covariance of the images,
+    `C phi^T (phi C phi^T + I)^{-1}`.
+
+    Args:
+      features: `[D, H, W, C]`.
+      covariance: `[H W C, H W C]` of images of mass one.
+
+    Returns:
+      `[D, H, W, C]` float64.
+    """
+    flat = np.asarray(features, np.float64).reshape(len(features), -1)
+    cross = flat @ covariance
+    total = cross @ flat.T + np.eye(len(flat))
+    return np.linalg.solve(total, cross).reshape(features.shape)
+
+
+def kappa(law: NoiseLaw, image_shape: tuple[int, ...], ground_metric: str) -> float:
+    """Largest change of the view, in standard deviations, per unit of transport.
+
+    Computed from the arrays the law draws with, in float64 on the host, rounded up.
+
+    Args:
+      law: a Gaussian law of this module or `noise.FlowGaussian`.
+      image_shape: `(H, W, C)` of the images.
+      ground_metric: "l1" or "l2".
+
+    Returns:
+      float, per pixel.
+
+    Raises:
+      ValueError: the law is for other images or is not Gaussian, or an unknown
+        metric.
+
+    Source: docs/theory.md, section 5.
+    """
+    if isinstance(law, FlowGaussian) and not law.wrap:
+        return feature_kappa(_bordered_flow_features(law, image_shape), ground_metric)
+    if isinstance(law, (FlowGaussian, StencilGaussian)):
+        gamma = 1.0 if isinstance(law, FlowGaussian) else 2.0
+        # One channel is like another, and channels are independent.
+        one = (*image_shape[:2], 1)
+        flow_shape(image_shape)
+        return spectrum.kappa(spectrum.power_law(one, law.sigma, gamma), ground_metric)
+    if isinstance(law, ColouredGaussian):
+        _check_shape(image_shape, law.image_shape)
+        return spectrum.kappa(law.spectrum, ground_metric)
+    if isinstance(law, GaussianView):
+        _check_shape(image_shape, law.image_shape)
+        return feature_kappa(law.features, ground_metric)
+    raise ValueError(f"{type(law).__name__} is no Gaussian law; it has no kappa.")
+
+
+def feature_kappa(features: np.ndarray, ground_metric: str) -> float:
+    """Lipschitz constant of `pixel -> features[:, pixel]`, the worst over channels.
+
+    In the Manhattan metric adjacent pixels decide: any other pair is joined by a path
+    of `d(a, b)` edges. In the Euclidean metric all pairs are looked at.
+
+    Args:
+      features: `[D, H, W, C]`.
+      ground_metric: "l1" or "l2".
+
+    Returns:
+      float, per pixel; float64, rounded up.
+
+    Raises:
+      ValueError: an unknown metric, or images of one pixel.
+    """
+    phi = np.asarray(features, np.float64)
+    count, height, width, channels = phi.shape
+    if height * width == 1:
+        raise ValueError("An image of one pixel has no mass to move.")
+    if ground_metric not in spectrum.GROUND_METRICS:
+        raise ValueError(
+            f"ground_metric={ground_metric!r} is not one of {spectrum.GROUND_METRICS}."
+        )
+    if ground_metric == "l1":
+        steps = (np.diff(phi, axis=axis) for axis in (1, 2))
+        squares = [(step**2).sum(axis=0).max(initial=0.0) for step in steps]
+        return _rounded_up_root(max(squares), count)
+    y, x = np.divmod(np.arange(height * width), width)
+    worst = 0.0
+    for channel in range(channels):
+        points = phi[..., channel].reshape(count, -1).T
+        norms = (points**2).sum(axis=1)
+        # In blocks of rows, so that memory does not grow with the square of pixels.
+        for rows in np.array_split(np.arange(len(points)), -(-len(points) // 512)):
+            squares = norms[rows, None] + norms - 2.0 * points[rows] @ points.T
+            # The three terms cancel; this much may be missing from the difference.
+            squares += 4e-16 * (count + 4) * (norms[rows, None] + norms)
+            distances = (y[rows, None] - y) ** 2 + (x[rows, None] - x) ** 2
+            apart = distances > 0
+            worst = max(worst, (squares[apart] / distances[apart]).max(initial=0.0))
+    return _rounded_up_root(worst, count)
+
+
+def _rounded_up_root(square, terms):
+    return float(np.sqrt(square) * (1.0 + 1e-15 * (terms + 4)))
+
+
+def _bordered_flow_features(law, image_shape):
+    """`Sigma^{-1/2}` of Gaussian flow noise without wrap-around edges.
+
+    `Sigma / sigma**2` is the Laplacian of the grid graph, which the cosine transform
+    diagonalises.
+    """
+    height, width, _ = image_shape
+    flow_shape(image_shape)
+    if height * width > 4096:
+        raise ValueError(
+            f"The exact constant of flow_gaussian without wrap-around edges needs all "
+            f"modes of the grid, and {height} x {width} is too many. Use wrap=True."
+        )
+
+    def modes(size):
+        order = np.arange(size)[:, None]
+        wave = np.cos(np.pi * order * (np.arange(size) + 0.5) / size)
+        return (
+            wave * np.where(order > 0, math.sqrt(2.0 / size), math.sqrt(1.0 / size)),
+            4.0 * np.sin(np.pi * order[:, 0] / (2 * size)) ** 2,
+        )
+
+    (rows, row_values), (columns, column_values) = modes(height), modes(width)
+    values = (row_values[:, None] + column_values).ravel()[1:]
+    both = np.einsum("ky,lx->klyx", rows, columns).reshape(-1, height, width)[1:]
+    return (both / (law.sigma * np.sqrt(values))[:, None, None])[..., None]
+
+
+def _check_shape(given, expected):
+    if tuple(given) != tuple(expected):
+        raise ValueError(
+            f"This noise was made for images of shape {tuple(expected)}, not "
+            f"{tuple(given)}."
+        )
