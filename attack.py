@@ -28,18 +28,19 @@ _log = logging.getLogger("wsjax")
 def main(config, workdir):
     examples = experiment.Examples(config["data"], "test")
     indices = experiment.chosen_indices(config["data"], len(examples))
-    smoothing = experiment.make_smoothing(config)
     targets = attack_report.chosen_targets(config["attack"]["target"])
     fields = [field.name for field in dataclasses.fields(attacks.SinkhornAttack)]
     settings = attacks.SinkhornAttack(**{k: config["attack"][k] for k in fields})
     trained = cli.trained_dir(workdir)
     classify = experiment.restore_classifier(config, trained, examples)
+    smoothing = experiment.restore_smoothing(config, trained, examples)
     manifest.record(
         workdir,
         "attack",
         configs.select(config, "data", "model", "smoothing", "attack"),
         data_checksum=examples.checksum,
         classifier=experiment.fingerprint(classify),
+        spread=smoothing.spread,
         may_differ=configs.MAY_DIFFER,
     )
     _log.info("Attacking %d images on %s.", len(indices), manifest.devices())

@@ -24,17 +24,18 @@ _log = logging.getLogger("wsjax")
 def main(config, workdir):
     examples = experiment.Examples(config["data"], "test")
     indices = experiment.chosen_indices(config["data"], len(examples))
-    smoothing = experiment.make_smoothing(config)
     protocol = config["certify"]
     wsjax.smoothing.check_protocol(**{k: protocol[k] for k in ("n0", "n", "alpha")})
     trained = cli.trained_dir(workdir)
     classify = experiment.restore_classifier(config, trained, examples)
+    smoothing = experiment.restore_smoothing(config, trained, examples)
     manifest.record(
         workdir,
         "certify",
         configs.select(config, "data", "model", "smoothing", "certify"),
         data_checksum=examples.checksum,
         classifier=experiment.fingerprint(classify),
+        spread=smoothing.spread,
         may_differ=configs.MAY_DIFFER,
     )
     _log.info("Certifying %d images on %s.", len(indices), manifest.devices())

@@ -11,7 +11,7 @@ import logging
 
 from wsjax.runs import cli, experiment, manifest, streams
 from wsjax.runs import config as configs
-from wsjax.training import checkpoints, loop
+from wsjax.training import checkpoints, loop, steps
 
 _log = logging.getLogger("wsjax")
 
@@ -22,10 +22,17 @@ def main(config, workdir):
     settings = config["train"]
     # Everything is built before anything is recorded: a run directory should not
     # remember a config that cannot work.
-    smoothing = experiment.make_smoothing(config)
+    learned = experiment.learns_noise(config)
+    if learned:
+        noise = experiment.make_learned_noise(config, train_set.training_images())
+    else:
+        smoothing = experiment.make_smoothing(config, train_set.image_shape)
+        noise = smoothing.perturb if settings["noisy"] else None
     module = experiment.make_model(config["model"], train_set.num_classes)
     augment = experiment.make_augment(settings["augment"])
-    experiment.make_optimizer(settings, 1)
+    experiment.make_optimizer(settings, 1, learned)
+    objective = experiment.make_objective(settings)
+    steps.check_objective(objective, noise)
     loop.check_settings(
         train_set.data,
         **{
@@ -46,11 +53,11 @@ def main(config, workdir):
         may_differ=configs.MAY_DIFFER,
     )
     checkpoints.write_description(workdir, experiment.description(config, train_set))
-    loop.train(
+    state = loop.train(
         workdir,
         module,
-        lambda total_steps: experiment.make_optimizer(settings, total_steps),
-        smoothing.perturb if settings["noisy"] else None,
+        lambda total_steps: experiment.make_optimizer(settings, total_steps, learned),
+        noise,
         train_set.data,
         test_set.data,
         key=streams.stream_key(config["seed"], streams.TRAIN),
@@ -61,7 +68,10 @@ def main(config, workdir):
         augment=augment,
         checkpoint_every=settings["checkpoint_every"],
         evaluate_every=settings["evaluate_every"],
+        objective=objective,
     )
+    if learned:
+        experiment.save_artefact(workdir, config, train_set, noise, state)
     _log.info("Trained classifier in %s; next: certify.py.", workdir)
 
 

@@ -34,6 +34,7 @@ _IID = {
 _GAUSSIAN = ("flow_gaussian", "laplacian_gaussian", "power_law")
 NOISES = (*_IID, *_GAUSSIAN)
 CERTIFICATES = ("tight", "published")
+RUNNER_UP = ("never", "always", "auto")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,19 +120,11 @@ def make_smoothing(
     """
     if noise not in NOISES:
         raise ValueError(f"noise={noise!r} is not one of {NOISES}.")
-    if certificate not in CERTIFICATES:
-        raise ValueError(f"certificate={certificate!r} is not one of {CERTIFICATES}.")
+    theorem = theorem_about(noise, certificate)
     if ground_metric not in certificates.GROUND_METRICS:
         raise ValueError(
             f"ground_metric={ground_metric!r} is not one of "
             f"{certificates.GROUND_METRICS}."
-        )
-    _, tight, published = _IID.get(noise, (None, certificates.gaussian, None))
-    theorem = tight if certificate == "tight" else published
-    if theorem is None:
-        raise ValueError(
-            f'certificate="published" exists for Laplace noise only, not for '
-            f'noise={noise!r}; use certificate="tight".'
         )
     if wrap and not noise.startswith("flow_"):
         raise ValueError(f"wrap=True needs flow noise; noise={noise!r} has no edges.")
@@ -148,6 +141,33 @@ def make_smoothing(
         image_shape,
         ground_metric,
     )
+
+
+def theorem_about(noise: str, certificate: str) -> Callable:
+    """The function of `certificates` for a noise by name.
+
+    Args:
+      noise: of `NOISES`; any other name stands for Gaussian noise with a law of its
+        own.
+      certificate: "tight" or "published".
+
+    Returns:
+      `(p_lower, spread, ground_metric, runner_up) -> radius`.
+
+    Raises:
+      ValueError: an unknown certificate, or none of that name for this noise.
+    """
+    if certificate not in CERTIFICATES:
+        raise ValueError(f"certificate={certificate!r} is not one of {CERTIFICATES}.")
+    _, tight, published = _IID.get(noise, (None, certificates.gaussian, None))
+    if certificate == "tight":
+        return tight
+    if published is None:
+        raise ValueError(
+            f'certificate="published" exists for Laplace noise only, not for '
+            f'noise={noise!r}; use certificate="tight".'
+        )
+    return published
 
 
 def _gaussian_law(name, sigma, wrap, gamma, image_shape):
@@ -332,7 +352,7 @@ def certify(
     n0: int,
     n: int,
     alpha: float,
-    use_runner_up: bool = False,
+    use_runner_up: bool | str = "never",
     **counting,
 ) -> Certificate:
     """Certifies one image: no image closer than `radius` gets another answer.
@@ -350,8 +370,10 @@ def certify(
       n0: votes that select the class.
       n: fresh votes that bound its probability.
       alpha: probability that this one certificate is wrong.
-      use_runner_up: also bound the other classes, at half of `alpha` each side;
-        pays when no class has nearly all votes.
+      use_runner_up: "always" also bounds the other classes, at half of `alpha` each
+        side; this pays when no class has nearly all votes. "auto" does so where the
+        selection votes promise a larger radius that way (they are independent of
+        those that bound, so choosing by them costs nothing). "never" does not.
       **counting: `block_size`, `devices`, `backend` of `votes.count_votes`.
 
     Returns:
@@ -385,7 +407,7 @@ def certify_each(
     n0: int,
     n: int,
     alpha: float,
-    use_runner_up: bool = False,
+    use_runner_up: bool | str = "never",
     **counting,
 ) -> Iterator[Certificate]:
     """Certifies images one after another, keeping the devices busy in between.
@@ -456,7 +478,7 @@ def certificate_from_votes(
     smoothing: Smoothing,
     *,
     alpha: float,
-    use_runner_up: bool = False,
+    use_runner_up: bool | str = "never",
 ) -> Certificate:
     """The statistical half of `certify`, on votes that were counted already.
 
@@ -480,7 +502,7 @@ def certificate_from_votes(
     selected = int(np.argmax(selection_votes))
     n = int(estimation_votes.sum())
     runner_up = None
-    if use_runner_up:
+    if _bounds_others(use_runner_up, selection_votes, n, smoothing, alpha):
         p_lower = float(
             confidence.lower_bound(estimation_votes[selected], n, alpha / 2)
         )
@@ -501,6 +523,26 @@ def certificate_from_votes(
         selection_votes=selection_votes,
         votes=estimation_votes,
     )
+
+
+def _bounds_others(use_runner_up, selection_votes, n, smoothing, alpha):
+    """Whether the other classes are bounded too; looks at selection votes alone."""
+    choice = {True: "always", False: "never"}.get(use_runner_up, use_runner_up)
+    if choice not in RUNNER_UP:
+        raise ValueError(f"use_runner_up={use_runner_up!r} is not one of {RUNNER_UP}.")
+    if choice != "auto":
+        return choice == "always"
+    # What the certificate would be if estimation voted like selection.
+    share = np.asarray(selection_votes) / max(int(np.sum(selection_votes)), 1)
+    expected = np.floor(share * n).astype(np.int64)
+    expected[np.argmax(share)] += n - expected.sum()
+    with_others, without = (
+        certificate_from_votes(
+            selection_votes, expected, smoothing, alpha=alpha, use_runner_up=way
+        ).radius
+        for way in ("always", "never")
+    )
+    return with_others > without
 
 
 def _fetch(counts: jax.Array, n: int) -> np.ndarray:

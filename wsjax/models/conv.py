@@ -1,6 +1,7 @@
 """The paper's MNIST network, sized by its fields."""
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from jax.nn import initializers
 
@@ -28,17 +29,20 @@ class ConvSmall(nn.Module):
       num_classes: number of logits.
       widths: channels of the two convolutions.
       hidden: units of the dense layer before the logits.
+      unit: "pixels", or "mass" to divide each image by its mean pixel first: noise
+        that is a fraction of the mass then looks alike in all images.
     """
 
     num_classes: int = 10
     widths: tuple[int, ...] = (16, 32)
     hidden: int = 100
+    unit: str = "pixels"
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         """Logits `[B, K]` of images `[B, H, W, C]`; `train` changes nothing."""
         del train
-        x = images
+        x = in_unit(images, self.unit)
         for width in self.widths:
             x = nn.Conv(
                 width,
@@ -52,6 +56,29 @@ class ConvSmall(nn.Module):
         x = x.reshape(x.shape[0], -1)
         x = nn.relu(_dense(self.hidden, x.shape[-1])(x))
         return _dense(self.num_classes, self.hidden)(x)
+
+
+def in_unit(images: jax.Array, unit: str) -> jax.Array:
+    """Images `[B, H, W, C]` as they are, or each divided by its mean pixel.
+
+    Noise leaves the mass of an image as it is, and so does an adversary: dividing by
+    it is a fixed function of the image.
+
+    Args:
+      images: in pixel units.
+      unit: "pixels" or "mass".
+
+    Returns:
+      `[B, H, W, C]`.
+
+    Raises:
+      ValueError: an unknown unit.
+    """
+    if unit == "pixels":
+        return images
+    if unit == "mass":
+        return images / jnp.mean(images, axis=(1, 2, 3), keepdims=True)
+    raise ValueError(f"model.unit={unit!r} is not one of ('pixels', 'mass').")
 
 
 def _dense(units: int, fan_in: int) -> nn.Dense:

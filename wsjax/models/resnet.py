@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.nn import initializers
 
+from wsjax.models.conv import in_unit
+
 _he_normal = initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
@@ -61,6 +63,7 @@ class ResNet(nn.Module):
       width: channels of the first stage; each later stage doubles them.
       mean: per-channel mean that is subtracted, pixel units; one entry serves all.
       std: per-channel standard deviation that is divided by.
+      unit: "pixels" or "mass", as in `conv.ConvSmall`; `mean` and `std` refer to it.
       dtype: computation type, e.g. "bfloat16"; parameters stay float32, logits are
         float32. The classifier certified is the one in this arithmetic.
     """
@@ -72,6 +75,7 @@ class ResNet(nn.Module):
     width: int = 64
     mean: Sequence[float] = (0.0,)
     std: Sequence[float] = (1.0,)
+    unit: str = "pixels"
     dtype: str | None = None
 
     @nn.compact
@@ -82,6 +86,7 @@ class ResNet(nn.Module):
         updated: apply with `mutable=["batch_stats"]`.
         """
         dtype = None if self.dtype is None else jnp.dtype(self.dtype)
+        images = in_unit(images, self.unit)
         x = (images - jnp.array(self.mean, images.dtype)) / jnp.array(
             self.std, images.dtype
         )

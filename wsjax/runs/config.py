@@ -34,18 +34,30 @@ _SCHEMA = {
     "model": {
         "name": Required(str),
         "checkpoint": "",  # FILE.pth of the paper's authors instead of training.
+        "unit": "pixels",  # Or "mass": divide each image by its mean pixel.
         "num_classes": None,  # Anything else is a field of the Flax module.
     },
     "smoothing": {
         "noise": Required(str),
-        "sigma": Required(float),
+        "sigma": 0.0,  # Standard deviation; every noise but the learned ones,
+        "certificate_scale": 0.0,  # which have c = 1 / kappa instead.
         "ground_metric": Required(str),
         "certificate": "tight",
         "wrap": False,
+        "gamma": 2.0,  # Exponent of power_law; where learned noise starts from.
+        "waves": 4,  # learned_view: periods along each axis at its start.
+        "bins": 24,  # learned_spectrum: knots, 0 for every frequency;
+        "couple_channels": True,  # dependent noise in different channels;
+        "wiener": True,  # show the classifier the filtered picture.
     },
     "train": {
         "noisy": True,  # False trains on clean images.
         "share_noise": False,  # One draw per batch, as the paper's code does.
+        "objective": "cross_entropy",  # Or "consistency", "smooth_adversarial".
+        "copies": 1,  # Noisy copies of each image in a batch.
+        "consistency": 5.0,  # Weight of the objective of that name.
+        "attack_radius": 1.0,  # Of smooth_adversarial, in std. dev. of the noise.
+        "noise_learning_rate": 0.0,  # Peak, for learned noise; 0 keeps it.
         "augment": "none",  # "none" or "crop_flip".
         "optimizer": "sgd",
         "learning_rate": Required(float),
@@ -61,7 +73,7 @@ _SCHEMA = {
         "n0": Required(int),
         "n": Required(int),
         "alpha": Required(float),
-        "use_runner_up": False,
+        "use_runner_up": "never",  # "always", or "auto": where it promises more.
         "block_size": 250,
         "backend": "pmap",
     },

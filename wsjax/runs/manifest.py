@@ -51,6 +51,7 @@ def record(
     *,
     data_checksum: str,
     classifier: str | None = None,
+    spread: float | None = None,
     may_differ: tuple[str, ...] = (),
 ) -> None:
     """Writes this script's entry, or checks it against the one that is there.
@@ -62,6 +63,7 @@ def record(
       data_checksum: of the data the script reads.
       classifier: fingerprint of the classifier the results are about, if any; rows of
         two classifiers must not share a file.
+      spread: `sigma` or `kappa` of the noise, as the certificate used it.
       may_differ: dotted keys that do not change results (devices, block sizes).
 
     Raises:
@@ -74,6 +76,7 @@ def record(
         "seed": config.get("seed"),
         "data_checksum": data_checksum,
         "classifier": classifier,
+        "spread": spread,
         "versions": versions(),
         "devices": devices(),
         "command": [pathlib.Path(sys.argv[0]).name, *sys.argv[1:]],
@@ -154,6 +157,7 @@ def _compared(entry):
         "config": entry["config"],
         "data": entry["data_checksum"],
         "classifier": entry.get("classifier"),
+        "spread": entry.get("spread"),
     }
 
 

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from wsjax import evaluation, plots, smoothing
+from wsjax.noise import NoiseLaw
 from wsjax.runs import manifest
 from wsjax.runs.rows import Rows, format_votes, read_rows
 
@@ -119,14 +120,22 @@ def read_certified(
         certificates = [settings["certificate"]]
         if settings["noise"].endswith("laplace"):
             certificates = ["published", "tight"]
+    # Runs of version 0.1 had no other spread than sigma.
+    spread = entry.get("spread") or settings["sigma"]
     return [
-        _evaluate(workdir.name, rows, {**settings, "certificate": name}, certify)
+        _evaluate(workdir.name, rows, name, settings, certify, spread)
         for name in certificates
     ]
 
 
-def _evaluate(name: str, rows: Rows, settings, certify) -> Certified:
-    smooth = smoothing.make_smoothing(**settings)
+def _evaluate(name: str, rows: Rows, bound, settings, certify, spread) -> Certified:
+    # The noise is not drawn again; the theorem and the spread on record suffice.
+    smooth = smoothing.Smoothing(
+        NoiseLaw(),
+        smoothing.theorem_about(settings["noise"], bound),
+        spread,
+        settings["ground_metric"],
+    )
     labels = rows.ints("label")
     classes = 1 + max(
         (
@@ -154,7 +163,7 @@ def _evaluate(name: str, rows: Rows, settings, certify) -> Certified:
         labels, certified_labels, radii, np.array(predictions), votes
     )
     return Certified(
-        f"{name} ({settings['certificate']})",
+        f"{name} ({bound})",
         settings["ground_metric"],
         summary,
         labels,

@@ -143,15 +143,19 @@ def check_description(workdir: pathlib.Path, description: dict[str, Any]) -> Non
         saved = json.loads(path.read_text())
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged ({error}).") from error
+    if wrong := differences(saved, description):
+        raise CheckpointError(
+            f"The classifier in {workdir} is not the one this config describes: "
+            + "; ".join(wrong)
+            + ". Use the config it was trained with, or another --workdir."
+        )
+
+
+def differences(saved: dict[str, Any], description: dict[str, Any]) -> list[str]:
+    """A phrase for each key in which two descriptions of a classifier differ."""
     wanted = json.loads(json.dumps(description))
-    differences = [
+    return [
         f"{key}: trained {saved.get(key)!r}, config {wanted.get(key)!r}"
         for key in sorted(saved.keys() | wanted.keys())
         if saved.get(key) != wanted.get(key)
     ]
-    if differences:
-        raise CheckpointError(
-            f"The classifier in {workdir} is not the one this config describes: "
-            + "; ".join(differences)
-            + ". Use the config it was trained with, or another --workdir."
-        )

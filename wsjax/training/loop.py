@@ -21,6 +21,7 @@ from wsjax.runs.signals import StopFlag
 from wsjax.training import steps
 from wsjax.training.checkpoints import Checkpoints
 from wsjax.training.metrics import MetricsWriter, read_metrics
+from wsjax.training.objectives import CROSS_ENTROPY, Objective
 
 _log = logging.getLogger("wsjax")
 
@@ -31,7 +32,7 @@ def train(
     workdir: pathlib.Path,
     module: Any,
     make_optimizer: Callable[[int], Any],
-    perturb: steps.Perturb | None,
+    perturb: steps.Perturb | Any | None,
     train_data: Any,
     test_data: Any,
     *,
@@ -43,6 +44,7 @@ def train(
     augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
     checkpoint_every: int = 1,
     evaluate_every: int = 1,
+    objective: Objective = CROSS_ENTROPY,
 ) -> steps.TrainState:
     """Trains a base classifier in `workdir`, going on from a checkpoint found there.
 
@@ -50,7 +52,7 @@ def train(
       workdir: existing directory for checkpoints and metrics.
       module: Flax classifier.
       make_optimizer: total number of steps -> Optax transformation.
-      perturb: noise on one image, or None.
+      perturb: noise on one image, a noise of `learned_noise`, or None.
       train_data: `data.Dataset`, or a stream with the same `scale` and the method
         `batches` (ImageNet).
       test_data: likewise; only measured on, under one noisy copy per image.
@@ -62,6 +64,7 @@ def train(
       augment: see `steps.make_train_step`.
       checkpoint_every: epochs between checkpoints; the last is always kept.
       evaluate_every: epochs between measurements on `test_data`.
+      objective: loss and number of noisy copies per image.
 
     Returns:
       The final state.
@@ -84,7 +87,7 @@ def train(
     total_steps = num_epochs * source.steps_per_epoch
     optimizer = make_optimizer(total_steps)
     key_init, key_train, key_eval = jax.random.split(key, 3)
-    state = steps.init_state(key_init, module, source.image_shape, optimizer)
+    state = steps.init_state(key_init, module, source.image_shape, optimizer, perturb)
     state = _replicate(state)
     checkpoints = Checkpoints(workdir)
     if checkpoints.latest_step is not None:
@@ -97,6 +100,7 @@ def train(
         scale=train_data.scale,
         share_noise=share_noise,
         augment=augment,
+        objective=objective,
     )
     measure = steps.make_eval_step(module, perturb, scale=test_data.scale)
     metrics = MetricsWriter(workdir, int(state.step))

@@ -14,6 +14,7 @@ def make_optimizer(
     momentum: float = 0.9,
     weight_decay: float = 0.0,
     schedule: str = "constant",
+    noise_learning_rate: float | None = None,
 ) -> optax.GradientTransformation:
     """Builds an optimizer with its schedule.
 
@@ -27,9 +28,13 @@ def make_optimizer(
       weight_decay: coefficient, 0 for none.
       schedule: "constant"; "cosine" from the peak to 0; or "one_cycle", up over the
         first 30 % of steps and down to almost 0.
+      noise_learning_rate: peak for the parameters of learned noise, by Adam without
+        decay on the same schedule; 0 leaves them as they are; None where there are
+        none.
 
     Returns:
-      An Optax transformation.
+      An Optax transformation; of `{"model": ..., "noise": ...}` with a
+      `noise_learning_rate`, else of the model's parameters.
 
     Raises:
       ValueError: an unknown name or a number outside its range.
@@ -38,18 +43,31 @@ def make_optimizer(
         raise ValueError(f"learning_rate={learning_rate!r} is not positive.")
     if weight_decay < 0:
         raise ValueError(f"weight_decay={weight_decay!r} is negative.")
-    if schedule == "constant":
-        rate = learning_rate
-    elif schedule == "cosine":
-        rate = optax.cosine_decay_schedule(learning_rate, total_steps)
-    elif schedule == "one_cycle":
-        rate = optax.cosine_onecycle_schedule(total_steps, learning_rate)
-    else:
+    if schedule not in SCHEDULES:
         raise ValueError(f"schedule={schedule!r} is not one of {SCHEDULES}.")
+    rate = _rate(schedule, learning_rate, total_steps)
     if optimizer == "sgd":
-        return optax.chain(
+        model = optax.chain(
             optax.add_decayed_weights(weight_decay), optax.sgd(rate, momentum)
         )
-    if optimizer == "adam":
-        return optax.adamw(rate, weight_decay=weight_decay)
-    raise ValueError(f"optimizer={optimizer!r} is not one of {OPTIMIZERS}.")
+    elif optimizer == "adam":
+        model = optax.adamw(rate, weight_decay=weight_decay)
+    else:
+        raise ValueError(f"optimizer={optimizer!r} is not one of {OPTIMIZERS}.")
+    if noise_learning_rate is None:
+        return model
+    if not noise_learning_rate >= 0:
+        raise ValueError(f"noise_learning_rate={noise_learning_rate!r} is negative.")
+    noise = optax.set_to_zero()
+    if noise_learning_rate > 0:
+        noise = optax.adam(_rate(schedule, noise_learning_rate, total_steps))
+    parts = {"model": "model", "noise": "noise"}
+    return optax.partition({"model": model, "noise": noise}, parts)
+
+
+def _rate(schedule, peak, total_steps):
+    if schedule == "cosine":
+        return optax.cosine_decay_schedule(peak, total_steps)
+    if schedule == "one_cycle":
+        return optax.cosine_onecycle_schedule(total_steps, peak)
+    return peak

@@ -8,6 +8,9 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
+from wsjax.training.learned_noise import FixedNoise
+from wsjax.training.objectives import CROSS_ENTROPY, Objective
+
 
 class TrainState(NamedTuple):
     """Everything a run needs to go on, apart from its config.
@@ -16,6 +19,7 @@ class TrainState(NamedTuple):
       step: int32 scalar, number of updates made.
       params: the module's parameters.
       batch_stats: its running statistics; empty for models without BatchNorm.
+      noise: parameters of learned noise; empty for fixed noise.
       opt_state: Optax state.
     """
 
@@ -23,6 +27,7 @@ class TrainState(NamedTuple):
     params: Any
     batch_stats: Any
     opt_state: Any
+    noise: Any = ()
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -37,115 +42,200 @@ def init_state(
     module: nn.Module,
     image_shape: tuple[int, int, int],
     optimizer: optax.GradientTransformation,
+    noise: Any = None,
 ) -> TrainState:
-    """Fresh parameters; uses up `key`."""
+    """Fresh parameters of a classifier and of learned noise; uses up `key`."""
     images = jnp.zeros((1, *image_shape), jnp.float32)
     variables = jax.jit(module.init)(key, images)
     params = variables["params"]
+    noise_params = as_noise(noise).init()
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=variables.get("batch_stats", {}),
-        opt_state=optimizer.init(params),
+        opt_state=optimizer.init(trainable(params, noise_params)),
+        noise=noise_params,
     )
+
+
+def trainable(params: Any, noise_params: Any) -> Any:
+    """What the optimizer sees: the parameters, with those of learned noise if any."""
+    return {"model": params, "noise": noise_params} if noise_params else params
 
 
 Perturb = Callable[[jax.Array, jax.Array], jax.Array]
 
 
+def as_noise(noise: Any) -> Any:
+    """A noise behind the interface of `learned_noise`: wraps `perturb` or None."""
+    return noise if hasattr(noise, "prepare") else FixedNoise(noise)
+
+
 def perturb_batch(
-    key: jax.Array, images: jax.Array, perturb: Perturb | None, share_noise: bool
+    key: jax.Array,
+    images: jax.Array,
+    perturb: Perturb | Any | None,
+    share_noise: bool,
+    prepared: Any = None,
+    shift: jax.Array | None = None,
 ) -> jax.Array:
     """One noisy copy of each image of a batch `[B, H, W, C]`; uses up `key`.
 
     Args:
       key: of this batch.
       images: float.
-      perturb: noise on one image, or None for none.
+      perturb: noise on one image, a learned noise, or None for none.
       share_noise: whether all images get the same draw (scaled by their own mass),
         as the paper's code does. By default each image draws its own.
+      prepared: what a learned noise's `prepare` returned.
+      shift: `[B, ...]` added to the draws of a learned noise, or None.
 
     Returns:
       Array of the shape and dtype of `images`.
     """
     if perturb is None:
         return images
+    noise = as_noise(perturb)
     if share_noise:
-        return jax.vmap(perturb, (None, 0))(key, images)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(images)))
-    return jax.vmap(perturb)(keys, images)
+        draws = jnp.broadcast_to(draw := noise.draw(key), (len(images), *draw.shape))
+    else:
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(images)))
+        draws = jax.vmap(noise.draw)(keys)
+    if shift is not None:
+        draws = draws + shift
+    return jax.vmap(noise.picture, (None, 0, 0))(prepared, images, draws)
 
 
 def make_train_step(
     module: nn.Module,
     optimizer: optax.GradientTransformation,
-    perturb: Perturb | None,
+    perturb: Perturb | Any | None,
     *,
     scale: float,
     share_noise: bool = False,
     augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+    objective: Objective = CROSS_ENTROPY,
 ) -> Callable:
     """Builds the jitted update `(state, key, images, labels) -> (state, metrics)`.
 
-    The loss is the cross-entropy of the base classifier on noisy copies. The
-    state's buffers are donated. `key` is that of the run; the step's own randomness
-    is `fold_in(key, state.step)`, so a resumed run repeats it.
+    The loss is the objective on noisy copies; classifier and learned noise descend
+    on it together. The state's buffers are donated. `key` is that of the run; the
+    step's own randomness is `fold_in(key, state.step)`, so a resumed run repeats it.
 
     Args:
       module: Flax classifier.
-      optimizer: Optax transformation.
-      perturb: noise on one image, or None to train without noise.
+      optimizer: Optax transformation of `trainable(params, noise)`.
+      perturb: noise on one image, a noise of `learned_noise`, or None to train
+        without noise.
       scale: divisor that turns the data's integers into pixels in [0, 1].
       share_noise: see `perturb_batch`.
       augment: `(key, images) -> images` before the noise, or None. Mass is measured
         after it.
+      objective: loss and number of copies.
 
     Returns:
       The step; `images` `[B, H, W, C]` uint8, `labels` `[B]` int32; metrics are
       scalars "loss" and "accuracy" on the noisy batch.
+
+    Raises:
+      ValueError: the objective shifts the noise, and the noise cannot be shifted.
     """
+    noise = as_noise(perturb)
+    check_objective(objective, noise)
+
+    def apply(params, batch_stats, images):
+        return module.apply(
+            {"params": params, "batch_stats": batch_stats},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+        )
 
     def step(state, key, images, labels):
         key_augment, key_noise = jax.random.split(jax.random.fold_in(key, state.step))
         images = images.astype(jnp.float32) / scale
         if augment is not None:
             images = augment(key_augment, images)
-        images = perturb_batch(key_noise, images, perturb, share_noise)
+        copies = objective.copies
+        repeated = jnp.tile(images, (copies, 1, 1, 1))
 
-        def loss_of(params):
-            logits: Any
-            logits, updates = module.apply(
-                {"params": params, "batch_stats": state.batch_stats},
-                images,
-                train=True,
-                mutable=["batch_stats"],
+        def logits_of(learned, prepared, shift=None):
+            if shift is not None:
+                shift = jnp.tile(shift, (copies,) + (1,) * (shift.ndim - 1))
+            noisy = perturb_batch(
+                key_noise,
+                repeated,
+                None if perturb is None else noise,
+                share_noise,
+                prepared,
+                shift,
             )
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-            return losses.mean(), (logits, updates)
+            logits: Any
+            logits, updates = apply(learned["model"], state.batch_stats, noisy)
+            return logits.reshape(copies, len(labels), -1), updates
+
+        def loss_of(learned):
+            prepared = noise.prepare(learned["noise"])
+            shift = None
+            if objective.attacks:
+                still = jax.lax.stop_gradient((learned, prepared))
+                draw = jax.eval_shape(noise.draw, key_noise)
+                against = jax.grad(
+                    lambda start: objective.averaged_loss(
+                        logits_of(*still, start)[0], labels
+                    )
+                )(jnp.zeros((len(labels), *draw.shape), draw.dtype))
+                shift = jax.lax.stop_gradient(objective.adversarial_step(against))
+            logits, updates = logits_of(learned, prepared, shift)
+            return objective.loss(logits, labels), (logits, updates)
 
         grads = jax.value_and_grad(loss_of, has_aux=True)
-        (loss, (logits, updates)), gradient = grads(state.params)
-        changes, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        learned = {"model": state.params, "noise": state.noise}
+        (loss, (logits, updates)), gradient = grads(learned)
+        before = trainable(state.params, state.noise)
+        changes, opt_state = optimizer.update(
+            trainable(gradient["model"], gradient["noise"]), state.opt_state, before
+        )
+        after = optax.apply_updates(before, changes)
         accuracy = jnp.mean(jnp.argmax(logits, -1) == labels)
         state = TrainState(
             step=state.step + 1,
-            params=optax.apply_updates(state.params, changes),
+            params=after["model"] if state.noise else after,
             batch_stats=updates.get("batch_stats", state.batch_stats),
             opt_state=opt_state,
+            noise=after["noise"] if state.noise else state.noise,
         )
         return state, {"loss": loss, "accuracy": accuracy}
 
     return jax.jit(step, donate_argnums=0)
 
 
+def check_objective(objective: Objective, noise: Any) -> None:
+    """Refuses an objective that shifts a noise which cannot be shifted.
+
+    Raises:
+      ValueError: it does.
+    """
+    if objective.attacks and not as_noise(noise).can_shift:
+        raise ValueError(
+            f"train.objective={objective.name!r} moves the noise in its own whitened "
+            f'space, which only smoothing.noise="learned_view" and "learned_spectrum" '
+            f"have; use another objective."
+        )
+
+
 def make_eval_step(
-    module: nn.Module, perturb: Perturb | None, *, scale: float
+    module: nn.Module, perturb: Perturb | Any | None, *, scale: float
 ) -> Callable:
     """Builds `(state, key, images, labels) -> number correct on one noisy copy each`."""
+    noise = as_noise(perturb)
 
     def step(state, key, images, labels):
         images = images.astype(jnp.float32) / scale
-        images = perturb_batch(key, images, perturb, share_noise=False)
+        prepared = noise.prepare(state.noise)
+        images = perturb_batch(
+            key, images, None if perturb is None else noise, False, prepared
+        )
         logits: Any = module.apply(state.variables, images, train=False)
         return jnp.sum(jnp.argmax(logits, -1) == labels)
 

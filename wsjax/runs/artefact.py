@@ -1,0 +1,145 @@
+"""A trained classifier and its noise in one file that holds no code.
+
+`classifier.safetensors` has the arrays of the noise law (with the data statistics that
+its filter was made from), those of the classifier, and as text what they belong to and
+what they claim. Nothing of the claim is trusted: `kappa` is computed anew from the
+arrays, and a file whose claim says otherwise is refused.
+"""
+
+import json
+import os
+import pathlib
+from typing import Any, NamedTuple
+
+import numpy as np
+from flax import traverse_util
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from wsjax import gaussian
+from wsjax.noise import NoiseLaw
+from wsjax.training.checkpoints import CheckpointError, differences
+
+NAME = "classifier.safetensors"
+_FORMAT = "wsjax classifier 1"
+_LAWS = {
+    law.__name__: law for law in (gaussian.ColouredGaussian, gaussian.GaussianView)
+}
+
+# Two machines may differ in the last digits of a float64 sum, not in more.
+_AGREEMENT = 1e-9
+
+
+class Artefact(NamedTuple):
+    """What a file holds.
+
+    Attributes:
+      law: the noise, one of `gaussian.ColouredGaussian`, `gaussian.GaussianView`.
+      variables: of the Flax module, `{"params": ..., ...}`.
+      description: what the classifier belongs to, as `experiment.description` tells.
+      claim: `{"ground_metric": ..., "kappa": ...}`, already found true.
+      provenance: config, seed, versions and devices of the training run.
+    """
+
+    law: NoiseLaw
+    variables: dict[str, Any]
+    description: dict[str, Any]
+    claim: dict[str, Any]
+    provenance: dict[str, Any]
+
+
+def save(path: pathlib.Path, artefact: Artefact) -> None:
+    """Writes a file, whole or not at all.
+
+    Args:
+      path: to write; replaced if it exists.
+      artefact: `claim` is written as it is.
+
+    Raises:
+      OSError: the disk is full or cannot be written.
+    """
+    arrays = {
+        f"noise/{name}": np.ascontiguousarray(value)
+        for name, value in vars(artefact.law).items()
+        if isinstance(value, np.ndarray)
+    }
+    flat = traverse_util.flatten_dict({"variables": artefact.variables}, sep="/")
+    arrays |= {key: np.ascontiguousarray(value) for key, value in flat.items()}
+    text = {
+        "format": _FORMAT,
+        "law": type(artefact.law).__name__,
+        "description": json.dumps(artefact.description),
+        "claim": json.dumps(artefact.claim),
+        "provenance": json.dumps(artefact.provenance),
+    }
+    temporary = pathlib.Path(path).with_suffix(".tmp")
+    try:
+        save_file(arrays, temporary, text)
+    except SafetensorError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(f"{path} could not be written: {error}") from error
+    os.replace(temporary, path)
+
+
+def load(path: pathlib.Path, description: dict[str, Any]) -> Artefact:
+    """Reads a file and checks everything it says.
+
+    Args:
+      path: written by `save`.
+      description: what the caller's config describes.
+
+    Returns:
+      The `Artefact`.
+
+    Raises:
+      CheckpointError: there is no such file, it is damaged or of another format,
+        belongs to another model or data set, or claims what its noise does not
+        give; the message says which.
+    """
+    path = pathlib.Path(path)
+    if not path.exists():
+        raise CheckpointError(
+            f"There is no {path}. train.py writes it when training is complete: run "
+            f"it to the end with this config and workdir, or name a released file "
+            f"with --config.model.checkpoint=FILE.safetensors."
+        )
+    try:
+        with safe_open(path, framework="numpy") as file:
+            text = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if text.get("format") != _FORMAT:
+            raise ValueError(f"its format is {text.get('format')!r}, not {_FORMAT!r}")
+        law = _LAWS[text["law"]](
+            **{
+                name.removeprefix("noise/"): value
+                for name, value in arrays.items()
+                if name.startswith("noise/")
+            }
+        )
+        about, claim, provenance = (
+            json.loads(text[key]) for key in ("description", "claim", "provenance")
+        )
+        metric, claimed = str(claim["ground_metric"]), float(claim["kappa"])
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} is no classifier of this program, or is damaged ({error})."
+        ) from error
+    if wrong := differences(about, description):
+        raise CheckpointError(
+            f"{path} is not the classifier this config describes: {'; '.join(wrong)}."
+        )
+    found = gaussian.kappa(law, law.image_shape, metric)
+    if not abs(found - claimed) <= _AGREEMENT * found:
+        raise CheckpointError(
+            f"{path} claims kappa={claimed!r} ({metric}), but its noise gives {found!r}. "
+            f"One of the two was changed after training; do not use this file."
+        )
+    nested = traverse_util.unflatten_dict(
+        {
+            name.removeprefix("variables/"): value
+            for name, value in arrays.items()
+            if name.startswith("variables/")
+        },
+        sep="/",
+    )
+    return Artefact(law, nested, about, claim, provenance)

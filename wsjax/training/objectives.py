@@ -1,0 +1,112 @@
+"""What a base classifier is trained for: losses on several noisy copies per image.
+
+A certificate asks for votes that agree, not only for the right answer on one copy.
+The objectives here ask for that in different ways; all act after whitening, where every
+Gaussian law of this package is plain Gaussian noise and the adversary's ball is round.
+`docs/noise.md` has them measured against each other at equal compute.
+"""
+
+import dataclasses
+import numbers
+
+import jax
+import jax.numpy as jnp
+
+NAMES = ("cross_entropy", "consistency", "smooth_adversarial")
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """A loss and the copies it looks at.
+
+    Attributes:
+      name: "cross_entropy", the mean over all copies; "consistency", that and the
+        divergence of each copy's answer from their mean; "smooth_adversarial", the
+        cross-entropy after one gradient step against the averaged answer.
+      copies: noisy copies of each image of a batch.
+      consistency: weight of the divergence.
+      attack_radius: length of the adversarial step, in standard deviations of the
+        noise: a step of 1 costs an adversary the certificate scale c.
+    """
+
+    name: str = "cross_entropy"
+    copies: int = 1
+    consistency: float = 5.0
+    attack_radius: float = 1.0
+
+    def __post_init__(self):
+        if self.name not in NAMES:
+            raise ValueError(f"train.objective={self.name!r} is not one of {NAMES}.")
+        if self.copies < 1:
+            raise ValueError(f"train.copies={self.copies} must be at least 1.")
+        if self.name == "consistency" and self.copies < 2:
+            raise ValueError(
+                f'train.objective="consistency" compares copies: train.copies='
+                f"{self.copies} must be at least 2."
+            )
+        for field in ("consistency", "attack_radius"):
+            value = getattr(self, field)
+            if not (isinstance(value, numbers.Real) and 0 <= value < float("inf")):
+                raise ValueError(f"train.{field}={value!r} is negative or not finite.")
+
+    @property
+    def attacks(self) -> bool:
+        """Whether the loss needs an adversarial step first."""
+        return self.name == "smooth_adversarial"
+
+    def loss(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
+        """Mean loss of a batch.
+
+        Args:
+          logits: `[copies, B, K]`.
+          labels: `[B]` int.
+
+        Returns:
+          Scalar.
+
+        Source: consistency: Jeong & Shin 2020 (NeurIPS), the divergence
+        KL(mean || copy) plus half of the mean's entropy.
+        """
+        logs = jax.nn.log_softmax(logits)
+        own = jnp.take_along_axis(logs, labels[None, :, None], axis=-1)
+        loss = -own.mean()
+        if self.name == "consistency":
+            log_mean = _log_mean(logs)
+            mean = jnp.exp(log_mean)
+            divergence = jnp.sum(mean * (log_mean - logs), axis=-1).mean()
+            entropy = -jnp.sum(mean * log_mean, axis=-1).mean()
+            loss = loss + self.consistency * divergence + 0.5 * entropy
+        return loss
+
+    def adversarial_step(self, against: jax.Array) -> jax.Array:
+        """Shift of the view of each image, from a gradient.
+
+        Args:
+          against: `[B, ...]`, gradient of `averaged_loss` in the shift.
+
+        Returns:
+          `[B, ...]`, each of length `attack_radius` (0 where the gradient is 0).
+
+        Source: Salman et al. 2019 (SmoothAdv), one step.
+        """
+        axes = tuple(range(1, against.ndim))
+        length = jnp.sqrt(jnp.sum(against**2, axis=axes, keepdims=True))
+        return self.attack_radius * against / jnp.maximum(length, 1e-30)
+
+    @staticmethod
+    def averaged_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+        """`-log` of the mean probability of the true class, summed over the batch.
+
+        The surrogate of the smoothed classifier that an adversary climbs; arguments
+        as `loss`.
+        """
+        log_mean = _log_mean(jax.nn.log_softmax(logits))
+        return -jnp.take_along_axis(log_mean, labels[:, None], axis=-1).sum()
+
+
+CROSS_ENTROPY = Objective()
+
+
+def _log_mean(logs):
+    """Logarithm of the mean over copies of probabilities given by logarithms."""
+    return jax.scipy.special.logsumexp(logs, axis=0) - jnp.log(len(logs))
