@@ -2,7 +2,7 @@
 
   python benchmarks/reproduce_mnist.py --data=FOLDER --recipe=fast
 
-trains with configs/mnist.py (20 epochs; `--recipe=paper`: configs/paper/mnist.py, 200
+trains with configs/paper/mnist_fast.py (20 epochs; `--recipe=paper`: configs/paper/mnist.py, 200
 epochs), certifies every tenth test image, and prints the published bound and the
 tight bound on the same votes beside reference values. Finished parts are not run
 again, so it can be stopped and repeated at will. Two cores need some 10 minutes a row
@@ -19,7 +19,7 @@ from rich.table import Table
 from wsjax.runs import report
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-CONFIGS = {"fast": "configs/mnist.py", "paper": "configs/paper/mnist.py"}
+CONFIGS = {"fast": "configs/paper/mnist_fast.py", "paper": "configs/paper/mnist.py"}
 
 # Accuracy in percent, median radius (l2), base accuracy under noise in percent:
 # measured with the classifiers that the paper's authors released.

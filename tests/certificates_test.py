@@ -11,21 +11,48 @@ from scipy import stats
 
 from wsjax import certificates
 
-FLOW_TIGHT = {
+
+def gaussian(p_lower, sigma, ground_metric, runner_up=None):
+    """The Gaussian theorem for a shift that is felt by one variable of this spread."""
+    return certificates.gaussian(p_lower, 1.0 / sigma, ground_metric, runner_up)
+
+
+TIGHT = {
     "flow_laplace": certificates.flow_laplace,
     "flow_uniform": certificates.flow_uniform,
-    "flow_gaussian": certificates.flow_gaussian,
+    "gaussian": gaussian,
 }
 THEOREMS = {
-    **FLOW_TIGHT,
+    **TIGHT,
     "flow_laplace_published": certificates.flow_laplace_published,
     "pixel_laplace": certificates.pixel_laplace,
     "pixel_laplace_published": certificates.pixel_laplace_published,
 }
-EACH_TIGHT = parameterized.named_parameters((name, name) for name in FLOW_TIGHT)
+EACH_TIGHT = parameterized.named_parameters((name, name) for name in TIGHT)
 EACH_THEOREM = parameterized.named_parameters(*THEOREMS.items())
 GRID = np.concatenate([np.linspace(0, 1, 201), 1 - np.logspace(-11, -3, 30)])
 GRID = np.sort(GRID)
+PI = "3.14159265358979323846264338327950288419716939937510582097494"
+
+
+def exact_normal_cdf(x):
+    """In as many digits as decimals have; the series of the error function."""
+    term = x / (2 * decimal.Decimal(PI)).sqrt()
+    total, n = decimal.Decimal("0.5") + term, 0
+    while abs(term) > decimal.Decimal(10) ** -45:
+        n += 1
+        term *= -x * x / (2 * n)
+        total += term / (2 * n + 1)
+    return total
+
+
+def exact_normal_ppf(p):
+    """Newton's method from a start of 14 digits, each step doubling them."""
+    x = decimal.Decimal(float(stats.norm.ppf(float(p))))
+    for _ in range(3):
+        density = (-x * x / 2).exp() / (2 * decimal.Decimal(PI)).sqrt()
+        x -= (exact_normal_cdf(x) - p) / density
+    return x
 
 
 def exact_laplace(p, q, sigma):
@@ -41,10 +68,10 @@ def exact_laplace(p, q, sigma):
 class WorstCaseTest(parameterized.TestCase):
     """Radii against the adversary that knows which event the votes were about."""
 
-    @parameterized.product(name=tuple(FLOW_TIGHT), p=(0.55, 0.8, 0.95, 0.999))
+    @parameterized.product(name=tuple(TIGHT), p=(0.55, 0.8, 0.95, 0.999))
     def test_no_event_loses_its_majority_before_the_radius(self, name, p):
         law = oracles.flow_law(name, 0.3)
-        radius = FLOW_TIGHT[name](p, 0.3, "l1")
+        radius = TIGHT[name](p, 0.3, "l1")
 
         on_one_edge = oracles.least_probability_after(law, p, [radius], 200_001)
         just_after = oracles.least_probability_after(law, p, [1.02 * radius], 200_001)
@@ -52,12 +79,10 @@ class WorstCaseTest(parameterized.TestCase):
         self.assertGreaterEqual(on_one_edge, 0.5 - 1e-9)
         self.assertLess(just_after, 0.5)
 
-    @parameterized.product(
-        name=tuple(FLOW_TIGHT), p=(0.6, 0.9, 0.99), share=(0.1, 0.5, 0.8)
-    )
+    @parameterized.product(name=tuple(TIGHT), p=(0.6, 0.9, 0.99), share=(0.1, 0.5, 0.8))
     def test_spreading_the_shift_over_two_edges_does_not_help(self, name, p, share):
         law = oracles.flow_law(name, 0.3)
-        radius = FLOW_TIGHT[name](p, 0.3, "l1")
+        radius = TIGHT[name](p, 0.3, "l1")
         shifts = [share * radius, (1 - share) * radius]
 
         self.assertGreaterEqual(
@@ -65,13 +90,13 @@ class WorstCaseTest(parameterized.TestCase):
         )
 
     @parameterized.product(
-        name=tuple(FLOW_TIGHT),
+        name=tuple(TIGHT),
         p_and_q=((0.4, 0.2), (0.5, 0.1), (0.45, 0.44), (0.7, 0.05), (0.9, 0.02)),
     )
     def test_no_other_event_overtakes_before_the_radius(self, name, p_and_q):
         p, q = p_and_q
         law = oracles.flow_law(name, 0.3)
-        radius = FLOW_TIGHT[name](p, 0.3, "l1", q)
+        radius = TIGHT[name](p, 0.3, "l1", q)
 
         def lead(shift):
             top = oracles.least_probability_after(law, p, [shift], 100_001)
@@ -81,12 +106,24 @@ class WorstCaseTest(parameterized.TestCase):
         self.assertGreaterEqual(lead(radius), -1e-9)
         self.assertLess(lead(1.02 * radius + 1e-3), 0.0)
 
+    @parameterized.product(p=(0.6, 0.9, 0.99), share=(0.1, 0.5, 0.8))
+    def test_gaussian_shifts_count_by_their_euclidean_length(self, p, share):
+        law = oracles.flow_law("gaussian", 0.3)
+        radius = certificates.gaussian(p, 1 / 0.3, "l2")
+        direction = np.array([share, (1 - share**2) ** 0.5])
+
+        at = oracles.least_probability_after(law, p, radius * direction, 301)
+        after = oracles.least_probability_after(law, p, 1.1 * radius * direction, 301)
+
+        self.assertGreaterEqual(at, 0.5 - 1e-9)
+        self.assertLess(after, 0.5)
+
     @EACH_TIGHT
     def test_half_lines_reach_the_radius_exactly(self, name):
         law = oracles.flow_law(name, 0.02)
         p = np.array([0.5001, 0.6, 0.9, 0.999, 1 - 1e-7])
 
-        radius = FLOW_TIGHT[name](p, 0.02, "l1")
+        radius = TIGHT[name](p, 0.02, "l1")
 
         np.testing.assert_allclose(radius, law.ppf(p), rtol=1e-9)
         # After that shift, a half-line of probability p is a coin toss.
@@ -98,18 +135,18 @@ class WorstCaseTest(parameterized.TestCase):
         p, q = np.array([0.4, 0.5, 0.6, 0.9, 0.999]), np.array([0.3, 0.1, 0.39, 0, 0])
         q = np.maximum(q, 0.5 * (1 - p) * (q == 0))
 
-        radius = FLOW_TIGHT[name](p, 0.02, "l1", q)
+        radius = TIGHT[name](p, 0.02, "l1", q)
 
         top = law.cdf(law.ppf(p) - radius)
         other = law.cdf(law.ppf(q) + radius)
         np.testing.assert_allclose(top, other, atol=1e-9)
 
-    @parameterized.parameters("flow_laplace", "flow_uniform", "flow_gaussian")
+    @EACH_TIGHT
     def test_runner_up_agrees_with_half_the_gap_of_quantiles(self, name):
         law = oracles.flow_law(name, 0.02)
         for p, q in ((0.4, 0.2), (0.5, 0.5), (0.6, 0.05), (0.9, 0.02), (0.99, 0.001)):
             expected = max(0.0, (law.ppf(p) - law.ppf(q)) / 2)
-            actual = FLOW_TIGHT[name](p, 0.02, "l1", q)
+            actual = TIGHT[name](p, 0.02, "l1", q)
             self.assertAlmostEqual(actual, expected, delta=1e-12)
 
 
@@ -161,10 +198,11 @@ class PublishedTest(parameterized.TestCase):
         self.assertAlmostEqual(radius / b, 2.414, delta=1e-3)
 
     def test_gaussian_is_the_formula_of_cohen(self):
-        radius = certificates.flow_gaussian(0.95, 0.3, "l1", 0.02)
+        for metric in ("l1", "l2"):
+            radius = certificates.gaussian(0.95, 2.5, metric, 0.02)
 
-        expected = 0.15 * (stats.norm.ppf(0.95) - stats.norm.ppf(0.02))
-        self.assertAlmostEqual(radius, expected, delta=1e-12)
+            expected = 0.2 * (stats.norm.ppf(0.95) - stats.norm.ppf(0.02))
+            self.assertAlmostEqual(radius, expected, delta=1e-12)
 
 
 class EveryTheoremTest(parameterized.TestCase):
@@ -251,10 +289,13 @@ class EveryTheoremTest(parameterized.TestCase):
 
     @EACH_THEOREM
     def test_refuses_impossible_spreads_and_metrics(self, theorem):
-        for sigma in (0, -0.01, math.inf, math.nan, None):
+        name = "sigma"
+        if theorem is gaussian:
+            theorem, name = certificates.gaussian, "kappa"
+        for spread in (0, -0.01, math.inf, math.nan, None):
             with self.assertRaises(ValueError) as caught:
-                theorem(0.9, sigma, "l1")
-            self.assertIn(f"sigma={sigma!r} is not a positive", str(caught.exception))
+                theorem(0.9, spread, "l1")
+            self.assertIn(f"{name}={spread!r} is not a positive", str(caught.exception))
         for metric in ("l3", "L1", None, 2):
             with self.assertRaises(ValueError) as caught:
                 theorem(0.9, 0.01, metric)
@@ -263,12 +304,23 @@ class EveryTheoremTest(parameterized.TestCase):
 
 
 class GroundMetricTest(parameterized.TestCase):
-    @parameterized.parameters(*FLOW_TIGHT.values(), certificates.flow_laplace_published)
+    @parameterized.parameters(
+        certificates.flow_laplace,
+        certificates.flow_uniform,
+        certificates.flow_laplace_published,
+    )
     def test_straight_lines_cost_flow_noise_a_factor_of_root_two(self, theorem):
         p = GRID[GRID < 1]
 
         np.testing.assert_allclose(
             theorem(p, 0.01, "l2"), theorem(p, 0.01, "l1") / math.sqrt(2), rtol=1e-12
+        )
+
+    def test_the_constant_of_gaussian_noise_holds_the_metric_already(self):
+        p = GRID[GRID < 1]
+
+        np.testing.assert_array_equal(
+            certificates.gaussian(p, 3.0, "l2"), certificates.gaussian(p, 3.0, "l1")
         )
 
     @parameterized.parameters(
@@ -305,6 +357,19 @@ class RoundingTest(parameterized.TestCase):
             actual = certificates.flow_laplace_published(p_lower, 0.01, "l1", q)
             self.assertLessEqual(decimal.Decimal(float(actual)), published)
 
+    def test_gaussian_radii_are_rounded_down(self):
+        rng = np.random.default_rng(2)
+        p = np.concatenate(
+            [rng.uniform(0.51, 1, 150), 1 - 10 ** rng.uniform(-11, -1, 150)]
+        )
+        kappa = decimal.Decimal(0.7)
+        for p_lower, q, _ in self.cases(p):
+            least = exact_normal_ppf(decimal.Decimal(p_lower))
+            exact = (least - exact_normal_ppf(decimal.Decimal(q))) / (2 * kappa)
+            actual = certificates.gaussian(p_lower, 0.7, "l1", q)
+            self.assertLessEqual(decimal.Decimal(float(actual)), exact)
+            self.assertGreater(actual, float(exact) * (1 - 1e-12))
+
     def test_radii_near_zero_are_too_large_by_rounding_at_most(self):
         p = 0.5 + 10 ** np.random.default_rng(1).uniform(-12, -2, 300)
         for p_lower, q, (tight, published) in self.cases(p):
@@ -313,6 +378,15 @@ class RoundingTest(parameterized.TestCase):
             self.assertGreaterEqual(actual, float(tight) * (1 - 1e-12) - 2e-18)
             actual = certificates.flow_laplace_published(p_lower, 0.01, "l1", q)
             self.assertLessEqual(actual, float(published) + 2e-18)
+
+    def test_gaussian_radii_near_zero_are_too_large_by_rounding_at_most(self):
+        p = 0.5 + 10 ** np.random.default_rng(3).uniform(-12, -2, 100)
+        for p_lower, q, _ in self.cases(p):
+            least = exact_normal_ppf(decimal.Decimal(p_lower))
+            exact = (least - exact_normal_ppf(decimal.Decimal(q))) / 200
+            actual = certificates.gaussian(p_lower, 100.0, "l1", q)
+            self.assertLessEqual(actual, float(exact) + 2e-18)
+            self.assertGreaterEqual(actual, float(exact) * (1 - 1e-12) - 2e-18)
 
 
 if __name__ == "__main__":

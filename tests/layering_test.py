@@ -15,9 +15,11 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "wsjax"
 CORE = [
     "flow",
+    "spectrum",
     "transport",
     "fast_random",
     "noise",
+    "gaussian",
     "votes",
     "confidence",
     "certificates",
@@ -123,11 +125,15 @@ class ImportTest(parameterized.TestCase):
         self.assertContainsSubset({"jax", "numpy", "scipy", "wsjax"}, loaded)
         self.assertEmpty(loaded & set(HEAVY))
 
-    @parameterized.parameters("flow", "confidence", "certificates", "fast_random")
+    @parameterized.parameters(
+        "flow", "spectrum", "confidence", "certificates", "fast_random"
+    )
     def test_foundations_lean_on_nothing_of_ours(self, name):
         self.assertEmpty(wsjax_modules(PACKAGE / f"{name}.py"))
 
-    @parameterized.parameters("noise", "votes", "smoothing", "evaluation", "__init__")
+    @parameterized.parameters(
+        "noise", "gaussian", "votes", "smoothing", "evaluation", "__init__"
+    )
     def test_the_core_leans_on_the_core_alone(self, name):
         allowed = {*CORE, "_version", *wsjax.__all__}
         self.assertContainsSubset(wsjax_modules(PACKAGE / f"{name}.py"), allowed)
@@ -138,8 +144,12 @@ class ImportTest(parameterized.TestCase):
     def test_noise_knows_flows_alone(self):
         self.assertEqual(wsjax_modules(PACKAGE / "noise.py"), {"flow"})
 
+    def test_gaussian_laws_know_flows_noise_and_spectra_alone(self):
+        found = wsjax_modules(PACKAGE / "gaussian.py")
+        self.assertEqual(found, {"flow", "noise", "spectrum"})
+
     def test_statistics_and_theorems_do_not_touch_the_device(self):
-        for name in ("confidence", "certificates", "evaluation"):
+        for name in ("confidence", "certificates", "evaluation", "spectrum"):
             roots = {dotted.split(".")[0] for dotted in imports(PACKAGE / f"{name}.py")}
             self.assertNotIn("jax", roots)
 

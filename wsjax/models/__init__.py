@@ -12,26 +12,32 @@ import jax
 from flax import linen as nn
 
 from wsjax.models.conv import ConvSmall
+from wsjax.models.mlp import Mlp
 from wsjax.models.resnet import ResNet
 
 _RESNETS = {
     # Blocks per stage, whether blocks have a bottleneck, and the stem.
     "resnet18_cifar": {"stages": (2, 2, 2, 2), "bottleneck": False, "stem": "cifar"},
+    "resnet8_strided": {"stages": (1, 1, 1), "bottleneck": False, "stem": "strided"},
     "resnet18": {"stages": (2, 2, 2, 2), "bottleneck": False, "stem": "imagenet"},
     "resnet50": {"stages": (3, 4, 6, 3), "bottleneck": True, "stem": "imagenet"},
 }
 
-NAMES = ("conv_small", *_RESNETS)
+_PLAIN = {"conv_small": ConvSmall, "mlp": Mlp}
+
+NAMES = (*_PLAIN, *_RESNETS)
 
 
 def create(name: str, num_classes: int, **options: Any) -> nn.Module:
     """Builds a model by name.
 
     Args:
-      name: "conv_small" (the paper's MNIST network), "resnet18_cifar",
+      name: "conv_small" (the paper's MNIST network), "mlp", "resnet18_cifar",
+        "resnet8_strided" (for a CPU),
         "resnet18" or "resnet50" (ImageNet stem).
       num_classes: number of logits.
       **options: fields of the module: `widths` and `hidden` of `ConvSmall`;
+        `widths` of `Mlp`;
         `width`, `mean`, `std`, `stages` of `ResNet`.
 
     Returns:
@@ -42,7 +48,7 @@ def create(name: str, num_classes: int, **options: Any) -> nn.Module:
     """
     if name not in NAMES:
         raise ValueError(f"model.name={name!r} is not one of {NAMES}.")
-    module = ConvSmall if name == "conv_small" else ResNet
+    module = _PLAIN.get(name, ResNet)
     settings = {**_RESNETS.get(name, {}), **options}
     known = {field for field in module.__dataclass_fields__} - {"parent", "name"}
     unknown = set(options) - known

@@ -59,7 +59,8 @@ class ResNet(nn.Module):
       num_classes: number of logits.
       stages: residual blocks per stage.
       bottleneck: whether blocks are 1-3-1 convolutions (ResNet-50) or 3-3.
-      stem: "cifar" (one 3 x 3 convolution) or "imagenet" (7 x 7, stride 2, pool).
+      stem: "cifar" (one 3 x 3 convolution), "strided" (the same with stride 2, for a
+        CPU) or "imagenet" (7 x 7, stride 2, pool).
       width: channels of the first stage; each later stage doubles them.
       mean: per-channel mean that is subtracted, pixel units; one entry serves all.
       std: per-channel standard deviation that is divided by.
@@ -90,11 +91,16 @@ class ResNet(nn.Module):
         x = (images - jnp.array(self.mean, images.dtype)) / jnp.array(
             self.std, images.dtype
         )
+        if self.stem not in ("cifar", "strided", "imagenet"):
+            raise ValueError(
+                f"model.stem={self.stem!r} is not one of ('cifar', 'strided', "
+                f"'imagenet')."
+            )
         large = self.stem == "imagenet"
         x = nn.Conv(
             self.width,
             (7, 7) if large else (3, 3),
-            strides=(2, 2) if large else (1, 1),
+            strides=(1, 1) if self.stem == "cifar" else (2, 2),
             padding=3 if large else 1,
             use_bias=False,
             kernel_init=_he_normal,
