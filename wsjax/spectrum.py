@@ -116,15 +116,21 @@ def power_spectrum(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if images.ndim != 4 or len(images) == 0:
         raise ValueError(f"Expected images [N, H, W, C], got shape {images.shape}.")
     mean = np.zeros(images.shape[1:])
-    power = np.zeros((*images.shape[1:], images.shape[3]))
+    _, height, width, channels = images.shape
+    half = np.zeros((height, width // 2 + 1, channels, channels))
     parts = np.array_split(images, max(1, len(images) // 1000))
     for part in parts:
         mean += _unit_mass(part).sum(axis=0)
     mean /= len(images)
     for part in parts:
-        waves = np.fft.fft2(_unit_mass(part) - mean, axes=(1, 2))
-        power += np.einsum("nhwc,nhwd->hwcd", waves, waves.conj()).real
-    return mean, power / (len(images) * mean[..., 0].size)
+        waves = np.fft.rfft2(_unit_mass(part) - mean, axes=(1, 2))
+        left, right = waves.transpose(1, 2, 3, 0), waves.transpose(1, 2, 0, 3)
+        half += (left.real @ right.real) + (left.imag @ right.imag)
+    # Real images: the other half of the frequencies mirrors this one.
+    rest = np.arange(1, width - width // 2)
+    mirrored = _reflected_rows(half)[:, rest[::-1]]
+    power = np.concatenate([half, mirrored], axis=1)
+    return mean, power / (len(images) * height * width)
 
 
 def _unit_mass(images):
@@ -283,6 +289,10 @@ def square_root(spectrum: np.ndarray) -> np.ndarray:
     values, vectors = np.linalg.eigh(np.asarray(spectrum, np.float64))
     roots = np.sqrt(np.maximum(values, 0.0))
     return np.einsum("hwij,hwj,hwkj->hwik", vectors, roots, vectors)
+
+
+def _reflected_rows(half):
+    return np.roll(half[::-1], 1, axis=0)
 
 
 def _reflected(spectrum):

@@ -92,9 +92,29 @@ def load(path: pathlib.Path, description: dict[str, Any]) -> Artefact:
       The `Artefact`.
 
     Raises:
-      CheckpointError: there is no such file, it is damaged or of another format,
-        belongs to another model or data set, or claims what its noise does not
-        give; the message says which.
+      CheckpointError: as `read`, or it belongs to another model or data set; the
+        message says which.
+    """
+    stored = read(path)
+    if wrong := differences(stored.description, description):
+        raise CheckpointError(
+            f"{path} is not the classifier this config describes: {'; '.join(wrong)}."
+        )
+    return stored
+
+
+def read(path: pathlib.Path) -> Artefact:
+    """Reads a file and checks its claim, whatever classifier it is.
+
+    Args:
+      path: written by `save`.
+
+    Returns:
+      The `Artefact`.
+
+    Raises:
+      CheckpointError: there is no such file, it is damaged or of another format, or
+        it claims what its noise does not give; the message says which.
     """
     path = pathlib.Path(path)
     if not path.exists():
@@ -124,10 +144,6 @@ def load(path: pathlib.Path, description: dict[str, Any]) -> Artefact:
         raise CheckpointError(
             f"{path} is no classifier of this program, or is damaged ({error})."
         ) from error
-    if wrong := differences(about, description):
-        raise CheckpointError(
-            f"{path} is not the classifier this config describes: {'; '.join(wrong)}."
-        )
     found = gaussian.kappa(law, law.image_shape, metric)
     if not abs(found - claimed) <= _AGREEMENT * found:
         raise CheckpointError(
