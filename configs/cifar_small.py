@@ -23,7 +23,7 @@ def get_config():
         "name": "cifar10",
         "source": "files",
         "dir": "data",
-        "stride": 20,  # Every twentieth test image: 500 of 10,000.
+        "stride": 40,  # Every fortieth test image: 250 of 10,000.
         "start": 0,
         "limit": 0,
     }

@@ -16,21 +16,28 @@ def get_config():
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.data = {"name": "digits", "stride": 1, "start": 0, "limit": 0}
-    config.model = {"name": "conv_small", "checkpoint": ""}
+    config.model = {
+        "name": "mlp",
+        "checkpoint": "",
+        "widths": (256, 256),
+        "unit": "mass",
+    }
     config.smoothing = {
-        "noise": "flow_laplace",
-        "sigma": 0.01,  # Std. dev. per pixel edge, as a fraction of image mass.
+        "noise": "learned_view",
+        "certificate_scale": 0.015,  # c = 1 / kappa, pixels x fraction of mass.
         "ground_metric": "l2",
-        "certificate": "tight",
+        "waves": 3,  # The view starts from 48 waves.
     }
     config.train = {
-        "optimizer": "sgd",
-        "learning_rate": 0.05,
-        "momentum": 0.9,
-        "weight_decay": 5e-4,
-        "schedule": "cosine",
+        "objective": "consistency",
+        "copies": 2,
+        "consistency": 2.0,  # Weight of the divergence between the copies.
+        "optimizer": "adam",
+        "learning_rate": 1e-3,
+        "noise_learning_rate": 0.03,
+        "schedule": "one_cycle",
         "batch_size": 32,
-        "num_epochs": 60,
+        "num_epochs": 40,
         "checkpoint_every": 20,
         "evaluate_every": 20,
     }
@@ -38,6 +45,7 @@ def get_config():
         "n0": 1_000,  # Votes that pick the class.
         "n": 10_000,  # Fresh votes that bound its probability.
         "alpha": 0.05,  # Chance that a given certificate is wrong.
+        "use_runner_up": "auto",
         "block_size": 500,
     }
     config.attack = {

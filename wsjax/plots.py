@@ -199,10 +199,11 @@ def noise_pictures(
         # In the middle of the group, also when that is between two pictures.
         group[1, middle].set_title(head, fontsize=10, x=0.5 if count % 2 else 1.0)
     for number, row in enumerate(rows, start=1):
-        spread = max(3.0 * float(np.std(row.noise)), 1e-9)
+        # Three standard deviations of most of the picture: corners may be far louder.
+        spread = max(4.5 * float(np.median(np.abs(row.noise))), 1e-9)
         axes = grid[number, 0]
         axes.imshow(row.noise.mean(axis=-1), cmap="RdBu_r", vmin=-spread, vmax=spread)
-        axes.set_xlabel(f"-{spread:.2g} to {spread:.2g}", fontsize=8)
+        axes.set_xlabel(f"-{spread:.3g} to {spread:.3g}", fontsize=8)
         axes.set_ylabel(row.title, fontsize=9, rotation=0, ha="right", va="center")
         low, high = np.quantile(row.seen, (0.002, 0.998))
         seen[number, 0].set_xlabel(f"{low:.2g} to {high:.2g}", fontsize=8)

@@ -199,6 +199,8 @@ def show_attacks(workdir: pathlib.Path, examples: Any, pictures: int) -> None:
         certified = {
             f"certified: {r.name}": r.curve for r in report.read_certified(workdir)
         }
+        if "smoothed" in attacked:
+            _report_crossings(workdir, attacked["smoothed"], metric)
     plots.accuracy_curves(
         workdir / "attacks.png",
         certified,
@@ -210,6 +212,52 @@ def show_attacks(workdir: pathlib.Path, examples: Any, pictures: int) -> None:
         if drawn:
             plots.adversarial_pictures(workdir / f"adversarial_{target}.png", drawn)
     print(f"Rows, images, summary and figures: {workdir}")
+
+
+def crossings(attacked: Rows, certificates: Rows, metric: str) -> tuple[list[int], int]:
+    """Images that were fooled closer than their certified radius.
+
+    Args:
+      attacked: rows of attack.py on the smoothed classifier.
+      certificates: rows of certify.py on the same classifier.
+      metric: ground metric of the radii.
+
+    Returns:
+      `(images, compared)`: positions of the images whose verified adversarial image
+      has an exact distance below the radius certified for the class it left, and the
+      number of images with both a verified attack and a certificate. A certificate
+      fails with probability alpha; more crossings than that are a mistake somewhere.
+    """
+    radii = {
+        int(index): float(radius)
+        for index, predict, label, radius in zip(
+            certificates.ints("idx"),
+            certificates.ints("predict"),
+            certificates.ints("label"),
+            certificates.floats("radius"),
+        )
+        if predict == label
+    }
+    both = [
+        (int(index), float(distance))
+        for index, verified, distance in zip(
+            attacked.ints("idx"), attacked.ints("verified"), attacked.floats(metric)
+        )
+        if verified and int(index) in radii
+    ]
+    inside = [index for index, distance in both if distance < radii[index]]
+    return inside, len(both)
+
+
+def _report_crossings(workdir, rows, metric):
+    inside, compared = crossings(rows, read_rows(workdir / report.CERTIFICATES), metric)
+    if inside:
+        print(
+            f"WARNING: {len(inside)} of {compared} images were fooled inside their "
+            f"certified radius: {inside[:20]}. A share of alpha may be; more are not."
+        )
+    else:
+        print(f"No success inside a certified radius ({compared} images compared).")
 
 
 def _curve(rows, metric):

@@ -1,0 +1,171 @@
+"""Certified accuracy of learned noise over several certificate scales, and published.
+
+  python benchmarks/envelope.py --data=FOLDER --set=mnist
+
+trains and certifies one classifier for each certificate scale with configs/SET.py, and
+the published method with configs/paper/SET_fast.py, on the same test images; prints
+them in one table with their upper envelope, and draws the curves. Finished parts are
+not run again, so it can be stopped and repeated at will.
+"""
+
+import argparse
+import pathlib
+import subprocess
+import sys
+from typing import NamedTuple
+
+import numpy as np
+from rich.table import Table
+
+from wsjax import evaluation, plots
+from wsjax.runs import report
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+class Run(NamedTuple):
+    """One row of a table: a name, a config, and what is changed in it."""
+
+    name: str
+    config: str
+    changes: tuple[str, ...]
+
+
+class Plan(NamedTuple):
+    """The runs of one data set, and the radii of its table."""
+
+    runs: tuple[Run, ...]
+    radii: tuple[float, ...]
+
+
+def learned(name, config, scale, *changes):
+    return Run(name, config, (f"smoothing.certificate_scale={scale}", *changes))
+
+
+PLANS = {
+    "mnist": Plan(
+        (
+            Run("published", "paper/mnist_fast", ()),
+            # A light hand where accuracy is what is wanted.
+            learned("c=0.04", "mnist", 0.04, "train.consistency=1.0"),
+            learned("c=0.06", "mnist", 0.06),
+            learned("c=0.1", "mnist", 0.1),
+            learned("c=0.15", "mnist", 0.15),
+        ),
+        (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3),
+    ),
+    "fashion_mnist": Plan(
+        (
+            Run(
+                "published",
+                "paper/fashion_mnist_fast",
+                ("smoothing.sigma=0.005",),
+            ),
+            learned("c=0.03", "fashion_mnist", 0.03, "train.consistency=1.0"),
+            learned("c=0.06", "fashion_mnist", 0.06),
+            learned("c=0.1", "fashion_mnist", 0.1),
+        ),
+        (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25),
+    ),
+    "cifar_small": Plan(
+        (
+            Run("published", "paper/cifar_small", ()),
+            Run(
+                "not coupled",
+                "cifar_small",
+                ("smoothing.couple_channels=False",),
+            ),
+            Run("coupled", "cifar_small", ()),
+        ),
+        (1e-4, 2e-4, 3e-4, 5e-4, 7e-4),
+    ),
+    "cifar": Plan(
+        (
+            Run("published", "paper/cifar_fast", ()),
+            Run("not coupled", "cifar", ("smoothing.couple_channels=False",)),
+            Run("coupled", "cifar", ()),
+        ),
+        (1e-4, 2e-4, 3e-4, 5e-4, 7e-4),
+    ),
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True, help="folder of the original files")
+    parser.add_argument("--set", choices=PLANS, default="mnist")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs"))
+    parser.add_argument("--only", nargs="*", help='rows to run, e.g. "c=0.06"')
+    arguments = parser.parse_args()
+    plan = PLANS[arguments.set]
+    folder = arguments.out / f"envelope-{arguments.set}"
+    certified = {}
+    for run in plan.runs:
+        if arguments.only and run.name not in arguments.only:
+            continue
+        workdir = folder / run.name
+        for script in ("train.py", "certify.py"):
+            execute(script, run, workdir, arguments.data)
+        bound = "published" if run.name == "published" else "tight"
+        certified[run.name], *_ = report.read_certified(workdir, [bound])
+        if run.name == "published":
+            name = "published noise, tight bound"
+            certified[name], *_ = report.read_certified(workdir, ["tight"])
+    report.show(table(arguments.set, plan.radii, certified), folder / "table.txt")
+    plots.accuracy_curves(
+        folder / "certified_accuracy.png",
+        {name: run.curve for name, run in certified.items()},
+        metric=next(iter(certified.values())).metric,
+    )
+    print(f"Table and figure: {folder}")
+
+
+def execute(script, run, workdir, data):
+    """Runs one script of the repository."""
+    command = [
+        sys.executable,
+        str(ROOT / script),
+        f"--config={ROOT / 'configs' / run.config}.py",
+        f"--workdir={workdir}",
+        f"--config.data.dir={data}",
+        *(f"--config.{change}" for change in run.changes),
+    ]
+    print(" ".join(command[1:]), flush=True)
+    done = subprocess.run(command, check=False)
+    if done.returncode:
+        sys.exit(done.returncode)
+
+
+def table(title, radii, certified):
+    """One line a run, and the best of the learned ones at each radius."""
+    lines = Table(title=f"{title}: certified test images", title_justify="left")
+    lines.add_column("run")
+    for head in ("images", "accuracy", "median r", "mean r"):
+        lines.add_column(head, justify="right")
+    for radius in radii:
+        lines.add_column(f"{radius:g}", justify="right")
+    shares = {
+        name: evaluation.certified_accuracy(
+            run.labels, run.certified_labels, run.radii, np.array(radii)
+        )
+        for name, run in certified.items()
+    }
+    for name, run in certified.items():
+        total = run.summary
+        lines.add_row(
+            name,
+            str(total.images),
+            f"{total.accuracy:.3f}",
+            f"{total.median_radius:.3g}",
+            f"{total.mean_radius:.3g}",
+            *(f"{share:.3f}" for share in shares[name]),
+        )
+    ours = [share for name, share in shares.items() if "published" not in name]
+    if len(ours) > 1:
+        best = np.max(ours, axis=0)
+        lines.add_row("envelope", "", "", "", "", *(f"{share:.3f}" for share in best))
+    return lines
+
+
+if __name__ == "__main__":
+    main()
