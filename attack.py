@@ -39,7 +39,7 @@ def main(config, workdir):
         "attack",
         configs.select(config, "data", "model", "smoothing", "attack"),
         data_checksum=examples.checksum,
-        classifier=experiment.fingerprint(classify),
+        classifier=experiment.fingerprint(classify, smoothing.noise),
         spread=smoothing.spread,
         may_differ=configs.MAY_DIFFER,
     )

@@ -34,7 +34,7 @@ def main(config, workdir):
         "certify",
         configs.select(config, "data", "model", "smoothing", "certify"),
         data_checksum=examples.checksum,
-        classifier=experiment.fingerprint(classify),
+        classifier=experiment.fingerprint(classify, smoothing.noise),
         spread=smoothing.spread,
         may_differ=configs.MAY_DIFFER,
     )

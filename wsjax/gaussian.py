@@ -53,10 +53,12 @@ class StencilGaussian(IidNoise):
 class _ByValue(NoiseLaw):
     """Equality and hash by the content of the dataclass's arrays."""
 
+    _digest: str
+
     def _freeze(self):
         """Makes the fields read-only arrays and computes their digest."""
         digest = hashlib.sha256(type(self).__name__.encode())
-        for field in dataclasses.fields(self):
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
             if value is not None:
                 value = np.array(value, order="C")
@@ -98,7 +100,7 @@ class ColouredGaussian(_ByValue):
             raise ValueError("gain and mean belong together; give both or neither.")
         object.__setattr__(self, "amplitude", np.asarray(self.amplitude, np.float32))
         spectrum.check_spectrum(self.spectrum)
-        if self.gain is not None:
+        if self.gain is not None and self.mean is not None:
             if self.gain.shape != self.amplitude.shape:
                 raise ValueError(
                     f"gain has shape {self.gain.shape}, the spectrum "
@@ -134,16 +136,19 @@ class ColouredGaussian(_ByValue):
 
     def perturb(self, key: jax.Array, image: jax.Array) -> jax.Array:
         """One noisy copy, filtered if the law has a filter; see `NoiseLaw.perturb`."""
-        if self.gain is None:
+        if self.gain is None or self.mean is None:
             return super().perturb(key, image)
         _check_shape(image.shape, self.image_shape)
         mass, dtype = image_mass(image), image.dtype
-        centred = image / mass - self.mean.astype(dtype)
+        mean = jnp.asarray(self.mean, dtype)
         white = standard_normal(key, self.image_shape, dtype)
         picture = filtered(
-            centred, white, _half(self.amplitude, dtype), _half(self.gain, dtype)
+            image / mass - mean,
+            white,
+            _half(self.amplitude, dtype),
+            _half(self.gain, dtype),
         )
-        return mass * (picture + self.mean.astype(dtype))
+        return mass * (picture + mean)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -291,8 +291,9 @@ def frequency_curves(path: pathlib.Path, panels: Sequence[FrequencyPanel]) -> No
         for label, (periods, values) in panel.curves.items():
             axes.plot(periods, values, label=label, **looks[label])
         axes.set_xscale("log")
-        ticks = [k for k in (1, 2, 3, 5, 10, 20, 50, 100) if k <= axes.get_xlim()[1]]
-        axes.set_xticks(ticks, [str(k) for k in ticks])
+        low, high = axes.get_xlim()
+        ticks = [k for k in (0.5, 1, 2, 5, 10, 20, 50, 100) if low <= k <= high]
+        axes.set_xticks(ticks, [f"{k:g}" for k in ticks])
         axes.minorticks_off()
         if panel.logarithmic:
             axes.set_yscale("log")

@@ -275,13 +275,17 @@ def torus_distances(height: int, width: int, ground_metric: str) -> np.ndarray:
         raise ValueError(
             f"ground_metric={ground_metric!r} is not one of {GROUND_METRICS}."
         )
-    y = np.arange(height)
-    x = np.arange(width)
-    y = np.minimum(y, height - y).astype(np.float64)[:, None]
-    x = np.minimum(x, width - x).astype(np.float64)[None, :]
+    y = _folded(height)[:, None]
+    x = _folded(width)[None, :]
     distances = y + x if ground_metric == "l1" else np.hypot(y, x)
     distances[0, 0] = np.inf
     return distances
+
+
+def _folded(size):
+    """Distance of each position on a ring from the first."""
+    steps = np.arange(size, dtype=np.float64)
+    return np.minimum(steps, size - steps)
 
 
 def square_root(spectrum: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ _RESNETS = {
     "resnet50": {"stages": (3, 4, 6, 3), "bottleneck": True, "stem": "imagenet"},
 }
 
-_PLAIN = {"conv_small": ConvSmall, "mlp": Mlp}
+_PLAIN: dict[str, Any] = {"conv_small": ConvSmall, "mlp": Mlp}
 
 NAMES = (*_PLAIN, *_RESNETS)
 

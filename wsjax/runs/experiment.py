@@ -221,10 +221,15 @@ def restore_classifier(
     return models.classifier(module, state.variables)
 
 
-def fingerprint(classify: Callable) -> str:
-    """Hex SHA-256 of a restored classifier's arrays, shapes and dtypes included."""
+def fingerprint(classify: Callable, law: Any = None) -> str:
+    """Hex SHA-256 of the arrays of a restored classifier, and of learned noise if any.
+
+    Shapes and dtypes are included.
+    """
     digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(classify):
+    held = {} if law is None else vars(law)
+    arrays = [part for part in held.values() if isinstance(part, np.ndarray)]
+    for leaf in [*jax.tree.leaves(classify), *arrays]:
         array = np.asarray(leaf)
         digest.update(f"{array.dtype}{array.shape}".encode())
         digest.update(array.tobytes())
@@ -384,7 +389,8 @@ def load_artefact(
     ):
         raise ValueError(
             f"{path} was trained for the certificate scale {scale:.6g}, the config says "
-            f"smoothing.certificate_scale={wanted!r}."
+            f"smoothing.certificate_scale={wanted!r}. Pass --config.smoothing."
+            f"certificate_scale={scale:.6g} to certify it as it is."
         )
     return stored
 

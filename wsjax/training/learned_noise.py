@@ -38,7 +38,8 @@ _SOFTNESS = 16.0
 _MARGIN = 1e-6
 
 
-class FixedNoise(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class FixedNoise:
     """A noise that is not trained, behind the interface of the learned ones.
 
     Attributes:
@@ -100,7 +101,9 @@ def statistics(images: np.ndarray, rank: int = 200) -> Statistics:
         values, vectors = np.linalg.eigh(covariance)
         top = np.maximum(values[-rank:], 0.0)
         factor = (vectors[:, -rank:] * np.sqrt(top)).T.reshape(-1, *shape)
-    return Statistics(*(np.float32(part) for part in (mean, power, factor)))
+    return Statistics(
+        mean.astype(np.float32), power.astype(np.float32), factor.astype(np.float32)
+    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -7,6 +7,7 @@ Gaussian law of this package is plain Gaussian noise and the adversary's ball is
 """
 
 import dataclasses
+import math
 import numbers
 
 import jax
@@ -46,7 +47,7 @@ class Objective:
             )
         for field in ("consistency", "attack_radius"):
             value = getattr(self, field)
-            if not (isinstance(value, numbers.Real) and 0 <= value < float("inf")):
+            if not (isinstance(value, numbers.Real) and 0 <= float(value) < math.inf):
                 raise ValueError(f"train.{field}={value!r} is negative or not finite.")
 
     @property
