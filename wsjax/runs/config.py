@@ -58,7 +58,7 @@ _SCHEMA = {
         "consistency": 5.0,  # Weight of the objective of that name.
         "attack_radius": 1.0,  # Of smooth_adversarial, in std. dev. of the noise.
         "noise_learning_rate": 0.0,  # Peak, for learned noise; 0 keeps it.
-        "augment": "none",  # "none" or "crop_flip".
+        "augment": "none",  # "crop_flip" or "affine".
         "optimizer": "sgd",
         "learning_rate": Required(float),
         "momentum": 0.9,

@@ -178,7 +178,13 @@ def make_augment(name: str) -> Callable | None:
         from wsjax.data.augment import random_crop_flip
 
         return random_crop_flip
-    raise ValueError(f"train.augment={name!r} is not one of ('none', 'crop_flip').")
+    if name == "affine":
+        from wsjax.data.augment import random_affine
+
+        return random_affine
+    raise ValueError(
+        f"train.augment={name!r} is not one of ('none', 'crop_flip', 'affine')."
+    )
 
 
 def restore_classifier(
