@@ -100,6 +100,13 @@ class ColouredGaussian(_ByValue):
             raise ValueError("gain and mean belong together; give both or neither.")
         object.__setattr__(self, "amplitude", np.asarray(self.amplitude, np.float32))
         spectrum.check_spectrum(self.spectrum)
+        # The spectrum alone does not see a sign that w and -w do not share, and a
+        # real transform would lose such waves from the noise.
+        if not spectrum.is_even(self.amplitude):
+            raise ValueError(
+                "amplitude(w) and amplitude(-w) differ; noise is real only where they "
+                "are equal. Use spectrum.square_root."
+            )
         if self.gain is not None and self.mean is not None:
             if self.gain.shape != self.amplitude.shape:
                 raise ValueError(
@@ -306,7 +313,8 @@ def kappa(law: NoiseLaw, image_shape: tuple[int, ...], ground_metric: str) -> fl
         # One channel is like another, and channels are independent.
         one = (*image_shape[:2], 1)
         flow_shape(image_shape)
-        return spectrum.kappa(spectrum.power_law(one, law.sigma, gamma), ground_metric)
+        power = spectrum.power_law(one, _drawn_sigma(law), gamma)
+        return spectrum.kappa(power, ground_metric)
     if isinstance(law, ColouredGaussian):
         _check_shape(image_shape, law.image_shape)
         return spectrum.kappa(law.spectrum, ground_metric)
@@ -389,7 +397,13 @@ def _bordered_flow_features(law, image_shape):
     (rows, row_values), (columns, column_values) = modes(height), modes(width)
     values = (row_values[:, None] + column_values).ravel()[1:]
     both = np.einsum("ky,lx->klyx", rows, columns).reshape(-1, height, width)[1:]
-    return (both / (law.sigma * np.sqrt(values))[:, None, None])[..., None]
+    sizes = _drawn_sigma(law) * np.sqrt(values)
+    return (both / sizes[:, None, None])[..., None]
+
+
+def _drawn_sigma(law):
+    """`sigma` as float32 noise has it, if that is smaller."""
+    return min(law.sigma, float(np.float32(law.sigma)))
 
 
 def _check_shape(given, expected):

@@ -2,7 +2,7 @@
 
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -279,7 +279,9 @@ def frequency_curves(path: pathlib.Path, panels: Sequence[FrequencyPanel]) -> No
     labels = list(dict.fromkeys(label for panel in panels for label in panel.curves))
     marks = [label for label in labels if label.startswith("(")]
     drawn = [label for label in labels if label not in marks]
-    looks = {label: {"color": "0.45", "linestyle": ":"} for label in marks}
+    looks: dict[str, dict[str, Any]] = {
+        label: {"color": "0.45", "linestyle": ":"} for label in marks
+    }
     for number, label in enumerate(drawn):
         looks[label] = {
             "color": _COLOURS[number % len(_COLOURS)],

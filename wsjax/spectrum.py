@@ -184,7 +184,7 @@ def check_spectrum(spectrum: np.ndarray) -> None:
             f"The spectrum has power {s[0, 0].max():.3g} at frequency zero: such noise "
             f"changes the mass of a channel. Set spectrum[0, 0] to 0."
         )
-    if (s != np.swapaxes(s, 2, 3)).any() or (s != _reflected(s)).any():
+    if (s != np.swapaxes(s, 2, 3)).any() or not is_even(s):
         raise ValueError(
             "The spectrum is not symmetric: S(w) should be a symmetric matrix and "
             "equal to S(-w)."
@@ -299,9 +299,10 @@ def _reflected_rows(half):
     return np.roll(half[::-1], 1, axis=0)
 
 
-def _reflected(spectrum):
-    """`S(-w)`."""
-    return np.roll(spectrum[::-1, ::-1], (1, 1), axis=(0, 1))
+def is_even(matrices: np.ndarray) -> bool:
+    """Whether an array `[H, W, ...]` over frequencies has equal values at w and -w."""
+    mirrored = np.roll(matrices[::-1, ::-1], (1, 1), axis=(0, 1))
+    return bool((matrices == mirrored).all())
 
 
 def _checked_shape(image_shape):

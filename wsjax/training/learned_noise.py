@@ -180,14 +180,19 @@ class LearnedView:
         return gaussian.GaussianView(features, readout, self.statistics.mean)
 
     def _readout(self, features):
-        # C phi^T (phi C phi^T + I)^{-1} with C = F^T F of low rank R is
-        # F^T (A A^T + I)^{-1} A, A = F phi^T: a system of size R, not D or H W.
+        # (phi C phi^T + I)^{-1} phi C with C = F^T F and A = phi F^T: systems of the
+        # number of features, and no product of the size of the image squared.
         # The barrier keeps the compiler from working on the constant itself.
-        factor = jax.lax.optimization_barrier(jnp.asarray(self.statistics.factor))
-        cross = jnp.tensordot(factor, features, ((1, 2, 3), (1, 2, 3)))
-        total = cross @ cross.T + jnp.eye(len(factor))
-        half = jax.scipy.linalg.solve(total, cross, assume_a="pos")
-        return jnp.tensordot(half.T, factor, 1)
+        flat = self.statistics.factor.reshape(len(self.statistics.factor), -1)
+        # Both ways round: a product with a transposed constant is ten times slower.
+        factor, turned = jax.lax.optimization_barrier(
+            (jnp.asarray(flat), jnp.asarray(np.ascontiguousarray(flat.T)))
+        )
+        cross = features.reshape(len(features), -1) @ turned
+        total = cross @ cross.T + jnp.eye(len(features))
+        # By LU: gradients of Cholesky solves are many times slower on a CPU.
+        scores = jnp.linalg.solve(total, cross)
+        return (scores @ factor).reshape(features.shape)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -344,17 +349,19 @@ def _near_slopes(features, ground_metric):
     exact constant is taken when the law is frozen.
     """
     reach = 1 if ground_metric == "l1" else 3
-    height, width = features.shape[1:3]
+    # Features last: long inner loops for the sums over them.
+    points = jnp.moveaxis(features, 0, -1)
+    height, width = points.shape[:2]
     parts = []
     for dy in range(min(reach, height - 1) + 1):
         for dx in range(-min(reach, width - 1), min(reach, width - 1) + 1):
             near = abs(dx) + dy <= 1 if ground_metric == "l1" else dy**2 + dx**2 <= 9
             if (dy, dx) <= (0, 0) or not near:
                 continue
-            here = features[:, : height - dy, max(-dx, 0) : width - max(dx, 0)]
-            there = features[:, dy:, max(dx, 0) : width - max(-dx, 0)]
+            here = points[: height - dy, max(-dx, 0) : width - max(dx, 0)]
+            there = points[dy:, max(dx, 0) : width - max(-dx, 0)]
             distance = dy**2 + dx**2
-            parts.append(jnp.sum((here - there) ** 2, axis=0).ravel() / distance)
+            parts.append(jnp.sum((here - there) ** 2, axis=-1).ravel() / distance)
     return jnp.concatenate(parts)
 
 
