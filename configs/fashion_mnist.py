@@ -46,7 +46,6 @@ def get_config():
         "objective": "consistency",
         "copies": 2,
         "consistency": 5.0,  # Weight of the divergence between the copies.
-        "augment": "affine",
         "optimizer": "adam",
         "learning_rate": 1e-3,
         "noise_learning_rate": 0.1,
