@@ -22,7 +22,7 @@ def get_config():
         "name": "cifar10",
         "source": "files",
         "dir": "data",
-        "stride": 40,  # Every fortieth test image: 250 of 10,000.
+        "stride": 80,  # Every eightieth test image: 125 of 10,000.
         "start": 0,
         "limit": 0,
     }
