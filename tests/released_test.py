@@ -1,0 +1,90 @@
+"""Tests of the classifiers in released/: each is whole, and claims what is true."""
+
+import os
+import pathlib
+
+import jax
+import numpy as np
+from absl.testing import absltest, parameterized
+
+import wsjax
+from wsjax import data, gaussian, models
+from wsjax.runs import artefact, experiment
+
+ROOT = pathlib.Path(__file__).parents[1]
+REAL_DATA = pathlib.Path(
+    os.environ.get("WSJAX_DATA_DIR")
+    or pathlib.Path(__file__).parents[2] / "shared" / "data"
+)
+FILES = sorted((ROOT / "released").glob("*.safetensors"))
+EACH_FILE = parameterized.named_parameters((path.stem, path) for path in FILES)
+
+
+def restore(path):
+    """Law, classifier and config of a released file."""
+    stored = artefact.read(path)
+    about = stored.description
+    module = experiment.make_model(about["model"], about["model"]["num_classes"])
+    return stored, models.classifier(module, stored.variables)
+
+
+class ReleasedTest(parameterized.TestCase):
+    def test_there_are_some(self):
+        self.assertNotEmpty(FILES)
+
+    @EACH_FILE
+    def test_its_name_is_the_scale_it_certifies(self, path):
+        stored = artefact.read(path)
+        law, metric = stored.law, stored.claim["ground_metric"]
+        scale = 1 / gaussian.kappa(law, law.image_shape, metric)
+        named = float(path.stem.rpartition("_c")[2])
+        self.assertGreaterEqual(scale, named)
+        self.assertLess(scale, named * (1 + 1e-5))
+
+    @EACH_FILE
+    def test_no_two_pixels_are_told_apart_faster_than_claimed(self, path):
+        # A loop over sampled pairs and all neighbours, for the features as stored.
+        stored = artefact.read(path)
+        phi = np.asarray(stored.law.features, np.float64)
+        _, height, width, channels = phi.shape
+        rng = np.random.default_rng(0)
+        pairs = rng.integers(0, height * width, (3000, 2))
+        near = [
+            (i * width + j, i * width + j + step)
+            for i in range(height - 1)
+            for j in range(width - 1)
+            for step in (1, width, width + 1)
+        ]
+        for a, b in (*pairs, *near):
+            (ya, xa), (yb, xb) = divmod(int(a), width), divmod(int(b), width)
+            distance = np.hypot(ya - yb, xa - xb)
+            for c in range(channels):
+                change = np.linalg.norm(phi[:, ya, xa, c] - phi[:, yb, xb, c])
+                self.assertLessEqual(change, stored.claim["kappa"] * distance)
+
+    @EACH_FILE
+    def test_certifies_test_images(self, path):
+        stored, classify = restore(path)
+        name = stored.description["data"]
+        if not (REAL_DATA / name).is_dir():
+            self.skipTest(f"No {name}: set WSJAX_DATA_DIR to the folder above it.")
+        test = data.load(name, "test", dir=REAL_DATA / name)
+        smooth = wsjax.gaussian_smoothing(stored.law, test.images.shape[1:], "l2")
+        right = 0
+        for index in range(0, 200, 10):
+            image = data.as_float(test.images[index], test.scale)
+            result = wsjax.certify(
+                jax.random.key(index),
+                image,
+                classify,
+                smooth,
+                n0=200,
+                n=1000,
+                alpha=0.05,
+            )
+            right += result.label == test.labels[index] and result.radius > 0.02
+        self.assertGreaterEqual(right, 12)
+
+
+if __name__ == "__main__":
+    absltest.main()
