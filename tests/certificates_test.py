@@ -362,11 +362,11 @@ class RoundingTest(parameterized.TestCase):
         p = np.concatenate(
             [rng.uniform(0.51, 1, 150), 1 - 10 ** rng.uniform(-11, -1, 150)]
         )
-        kappa = decimal.Decimal(0.7)
+        kappa = decimal.Decimal("0.75")
         for p_lower, q, _ in self.cases(p):
             least = exact_normal_ppf(decimal.Decimal(p_lower))
             exact = (least - exact_normal_ppf(decimal.Decimal(q))) / (2 * kappa)
-            actual = certificates.gaussian(p_lower, 0.7, "l1", q)
+            actual = certificates.gaussian(p_lower, 0.75, "l1", q)
             self.assertLessEqual(decimal.Decimal(float(actual)), exact)
             self.assertGreater(actual, float(exact) * (1 - 1e-12))
 

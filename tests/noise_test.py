@@ -93,65 +93,122 @@ class LawTest(parameterized.TestCase):
         self.assertLess(np.abs(correlations).max(), 5 / 8_000**0.5)
 
 
-class StandardLaplaceTest(parameterized.TestCase):
-    def draw_from_bits(self, *bits, dtype):
-        bits = np.array(bits, np.uint32 if dtype == np.float32 else np.uint64)
-        with mock.patch.object(jax.random, "bits", lambda *args: jnp.asarray(bits)):
-            draw = jax.jit(lambda: noise.standard_laplace(None, bits.shape, dtype))
-            return np.asarray(draw())
+def draw_from_bits(standard, *bits, dtype):
+    bits = np.array(bits, np.uint32 if dtype == np.float32 else np.uint64)
+    with mock.patch.object(jax.random, "bits", lambda *args: jnp.asarray(bits)):
+        return np.asarray(jax.jit(lambda: standard(None, bits.shape, dtype))())
 
-    def test_extreme_bits_give_finite_float32_values(self):
-        low, high, low_signed, high_signed = self.draw_from_bits(
-            0, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, dtype=np.float32
+
+# Of one random bit as the sign and the others as the magnitude.
+EACH_SIGNED = parameterized.named_parameters(
+    ("laplace", noise.standard_laplace, stats.laplace),
+    ("normal", noise.standard_normal, stats.norm),
+)
+
+
+class StandardTest(parameterized.TestCase):
+    @EACH_SIGNED
+    def test_extreme_bits_give_finite_float32_values(self, standard, law):
+        low, high, low_signed, high_signed = draw_from_bits(
+            standard, 0, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, dtype=np.float32
         )
 
-        self.assertAlmostEqual(low, 32 * np.log(2), places=5)
-        self.assertAlmostEqual(low_signed, -32 * np.log(2), places=5)
+        self.assertAlmostEqual(low, law.isf(2.0**-33), places=5)
+        self.assertAlmostEqual(low_signed, law.ppf(2.0**-33), places=5)
         self.assertEqual(high, 0.0)
         self.assertEqual(high_signed, 0.0)
 
-    def test_extreme_bits_give_finite_float64_values(self):
+    @EACH_SIGNED
+    def test_extreme_bits_give_finite_float64_values(self, standard, law):
         with jax.enable_x64(True):
-            values = self.draw_from_bits(
-                0, 1, 0xFFFFFFFFFFFFFFFE, 0xFFFFFFFFFFFFFFFF, dtype=np.float64
+            values = draw_from_bits(
+                standard, 0, 1, 0xFFFFFFFFFFFFFFFE, 0xFFFFFFFFFFFFFFFF, dtype=np.float64
             )
 
-        np.testing.assert_allclose(values[:2], [54 * np.log(2), -54 * np.log(2)])
+        reach = law.isf(2.0**-55)
+        np.testing.assert_allclose(values[:2], [reach, -reach])
         np.testing.assert_array_equal(values[2:], 0.0)
 
-    def test_every_magnitude_is_as_likely_on_either_side(self):
+    def test_reaches_further_than_the_draws_of_jax(self):
+        for standard, reach in (
+            (noise.standard_laplace, 22.1),
+            (noise.standard_normal, 6.3),
+        ):
+            (low,) = draw_from_bits(standard, 0, dtype=np.float32)
+            self.assertGreater(low, reach)
+
+    @EACH_SIGNED
+    def test_every_magnitude_is_as_likely_on_either_side(self, standard, law):
         bits = np.random.default_rng(0).integers(0, 2**31, 10_000, np.uint32)
 
-        positive = self.draw_from_bits(*bits, dtype=np.float32)
-        negative = self.draw_from_bits(*(bits | 0x80000000), dtype=np.float32)
+        positive = draw_from_bits(standard, *bits, dtype=np.float32)
+        negative = draw_from_bits(standard, *(bits | 0x80000000), dtype=np.float32)
 
         self.assertTrue((positive >= 0).all())
         np.testing.assert_array_equal(negative, -positive)
 
-    def test_the_sign_bit_of_float64_is_no_bit_of_the_magnitude(self):
+    @EACH_SIGNED
+    def test_the_sign_bit_of_float64_is_no_bit_of_the_magnitude(self, standard, law):
         rng = np.random.default_rng(1)
         bits = rng.integers(0, 2**63, 1_000, np.uint64) << np.uint64(1)
         with jax.enable_x64(True):
-            positive = self.draw_from_bits(*bits, dtype=np.float64)
-            negative = self.draw_from_bits(*(bits | np.uint64(1)), dtype=np.float64)
+            positive = draw_from_bits(standard, *bits, dtype=np.float64)
+            negative = draw_from_bits(
+                standard, *(bits | np.uint64(1)), dtype=np.float64
+            )
 
         self.assertTrue((positive >= 0).all())
         np.testing.assert_array_equal(negative, -positive)
 
-    def test_tails_are_those_of_the_law(self):
-        draws = jax.jit(
-            lambda: noise.standard_laplace(make_key(3), (1_000_000,), jnp.float32)
-        )()
+    @EACH_SIGNED
+    def test_every_magnitude_is_the_quantile_of_its_bits(self, standard, law):
+        # All sizes of magnitude, from the first integer in the tail to the last.
+        rng = np.random.default_rng(2)
+        bits = np.concatenate(
+            [np.arange(100), 2 ** rng.uniform(0, 31, 5_000), 2**31 - 1 - np.arange(100)]
+        ).astype(np.uint32)
+        bits = np.minimum(bits, 2**31 - 1)
 
-        for size in (3, 6, 9):
-            expected = len(draws) * np.exp(-size) / 2
+        drawn = draw_from_bits(standard, *bits, dtype=np.float32)
+
+        exact = law.isf((bits + 0.5) * 2.0**-32)
+        np.testing.assert_allclose(drawn, exact, rtol=1e-6, atol=1e-7)
+        self.assertTrue((np.diff(drawn[np.argsort(bits, kind="stable")]) <= 0).all())
+
+    @EACH_SIGNED
+    def test_every_float64_magnitude_is_the_quantile_of_its_bits(self, standard, law):
+        magnitudes = 2 ** np.random.default_rng(3).uniform(0, 53, 5_000)
+        bits = magnitudes.astype(np.uint64) << np.uint64(11)
+        with jax.enable_x64(True):
+            drawn = draw_from_bits(standard, *bits, dtype=np.float64)
+
+        exact = law.isf((np.floor(magnitudes) + 0.5) * 2.0**-54)
+        np.testing.assert_allclose(drawn, exact, rtol=1e-13, atol=1e-15)
+
+    @parameterized.named_parameters(
+        ("laplace", noise.standard_laplace, stats.laplace, (3, 6, 9)),
+        ("normal", noise.standard_normal, stats.norm, (2, 3, 4)),
+    )
+    def test_tails_are_those_of_the_law(self, standard, law, sizes):
+        draws = jax.jit(lambda: standard(make_key(3), (1_000_000,), jnp.float32))()
+
+        for size in sizes:
+            expected = len(draws) * law.sf(size)
             for side in (np.sum(draws > size), np.sum(draws < -size)):
                 self.assertLess(abs(side - expected), 5 * expected**0.5)
+        self.assertGreater(stats.kstest(draws[::50], law.cdf).pvalue, 0.01)
 
-    @parameterized.parameters(jnp.float16, jnp.bfloat16, jnp.int32)
-    def test_refuses_other_types(self, dtype):
+    @parameterized.product(
+        standard=(
+            noise.standard_laplace,
+            noise.standard_normal,
+            noise.standard_uniform,
+        ),
+        dtype=(jnp.float16, jnp.bfloat16, jnp.int32),
+    )
+    def test_refuses_other_types(self, standard, dtype):
         with self.assertRaisesRegex(ValueError, "float32 or float64, not"):
-            noise.standard_laplace(make_key(0), (3,), dtype)
+            standard(make_key(0), (3,), dtype)
 
     def test_uniform_stays_within_one(self):
         draws = noise.standard_uniform(make_key(4), (100_000,), jnp.float32)

@@ -5,7 +5,9 @@ wrapped; laws of noise are frozen distributions of scipy.stats.
 """
 
 import contextlib
+import fractions
 import itertools
+import math
 
 import jax
 import numpy as np
@@ -42,6 +44,123 @@ def incidence(shape, wrap):
         matrix[np.ravel_multi_index(start, shape), column] -= 1
         matrix[np.ravel_multi_index(end, shape), column] += 1
     return matrix
+
+
+def laplacian_power(shape, gamma, wrap):
+    """Dense power of the Laplacian of the pixel graph, zero where that is zero."""
+    matrix = incidence(shape, wrap)
+    values, vectors = np.linalg.eigh(matrix @ matrix.T)
+    moving = values > 1e-9
+    powers = np.zeros_like(values)
+    powers[moving] = values[moving] ** gamma
+    return (vectors * powers) @ vectors.T
+
+
+def circulant(matrices):
+    """Dense matrix of a filter on the torus, one wave after the other.
+
+    `matrices` is `[H, W, C, C]`, even in the frequency. Of a spectrum this is the
+    covariance of the noise.
+    """
+    height, width, channels, _ = matrices.shape
+    pixels = list(np.ndindex(height, width))
+    dense = np.zeros((len(pixels), channels, len(pixels), channels))
+    for v, u in pixels:
+        phase = [2 * np.pi * (v * y / height + u * x / width) for y, x in pixels]
+        wave = np.cos(np.subtract.outer(phase, phase)) / len(pixels)
+        dense += wave[:, None, :, None] * matrices[v, u][None, :, None, :]
+    return dense.reshape(len(pixels) * channels, -1)
+
+
+def random_spectrum(seed, shape, decades=2.0):
+    """Positive definite matrices, even in the frequency, powers apart by decades."""
+    height, width, channels = shape
+    rng = np.random.default_rng(seed)
+    matrices = np.zeros((height, width, channels, channels))
+    for v, u in np.ndindex(height, width):
+        root = rng.normal(size=(channels, channels))
+        matrix = root @ root.T + 0.3 * np.eye(channels)
+        matrices[v, u] = 10 ** rng.uniform(-decades / 2, decades / 2) * matrix
+    even = np.zeros_like(matrices)
+    for v, u in np.ndindex(height, width):
+        both = matrices[v, u] + matrices[-v % height, -u % width]
+        even[v, u] = (both + both.T) / 4
+    even[0, 0] = 0
+    return even
+
+
+def tilted_spectrum(seed, shape):
+    """Next to no noise along one diagonal wave: in "l2" the worst pair is no edge."""
+    spectrum = random_spectrum(seed, shape, decades=0.5)
+    spectrum[1, 1] *= 1e-3
+    spectrum[-1, -1] *= 1e-3
+    return spectrum
+
+
+def hardest_move(precision, shape, metric):
+    """Largest `sqrt((e_a - e_b)^T precision (e_a - e_b)) / d(a, b)`, pair by pair.
+
+    Also `e_a - e_b` for that pair, as an image, and its distance.
+    """
+    pixels = list(np.ndindex(shape[:2]))
+    blocks = precision.reshape(len(pixels), shape[2], len(pixels), shape[2])
+    best = (-1.0,)
+    for c in range(shape[2]):
+        block = blocks[:, c, :, c].tolist()
+        for (i, a), (j, b) in itertools.combinations(enumerate(pixels), 2):
+            square = block[i][i] + block[j][j] - 2 * block[i][j]
+            distance = pixel_distance(a, b, metric)
+            best = max(best, (square / distance**2, (*a, c), (*b, c), distance))
+    square, a, b, distance = best
+    move = np.zeros(shape)
+    move[a], move[b] = 1, -1
+    return square**0.5, move, distance
+
+
+def exact_kappa(spectrum, metric):
+    """Of noise on the torus, correct to 1e-15: fractions, then sums without loss.
+
+    `(e_a - e_b)^T Sigma^+ (e_a - e_b)` is the sum over waves of
+    `|1 - exp(i w (a - b))|**2 [S(w)^-1]_cc / (H W)`, all terms positive.
+    """
+    height, width, channels, _ = spectrum.shape
+    precision = {
+        (v, u): _diagonal_of_inverse(spectrum[v, u])
+        for v, u in np.ndindex(height, width)
+        if (v, u) != (0, 0)
+    }
+    worst, size = 0.0, height * width
+    offsets = [o for o in np.ndindex(height, width) if o != (0, 0)]
+    for (y, x), c in itertools.product(offsets, range(channels)):
+        turns = [(v * y * width + u * x * height) % size for v, u in precision]
+        terms = [
+            4 * math.sin(math.pi * turn / size) ** 2 * entries[c]
+            for turn, entries in zip(turns, precision.values())
+        ]
+        distance = pixel_distance((0, 0), (y, x), metric, (height, width))
+        square = math.fsum(terms) / size
+        worst = max(worst, math.sqrt(square) / distance)
+    return worst
+
+
+def _diagonal_of_inverse(matrix):
+    """By cofactors, in exact arithmetic; rounded once."""
+    exact = [[fractions.Fraction(float(entry)) for entry in row] for row in matrix]
+    whole = _determinant(exact)
+    minors = [
+        _determinant([row[:c] + row[c + 1 :] for row in exact[:c] + exact[c + 1 :]])
+        for c in range(len(exact))
+    ]
+    return [float(minor / whole) for minor in minors]
+
+
+def _determinant(rows):
+    if not rows:
+        return fractions.Fraction(1)
+    return sum(
+        (-1) ** c * entry * _determinant([row[:c] + row[c + 1 :] for row in rows[1:]])
+        for c, entry in enumerate(rows[0])
+    )
 
 
 def pixel_distance(a, b, metric, torus=None):
@@ -168,6 +287,11 @@ def votes_one_by_one(logits_of_draw, draws, num_classes):
         if np.isfinite(logits).all():
             votes[np.argmax(logits)] += 1
     return votes
+
+
+def failures_allowed(runs, alpha):
+    """More than so many failures in `runs` happen once in 100,000 test suites."""
+    return stats.binom.ppf(1 - 1e-5, runs, alpha)
 
 
 def on_host(function, **options):

@@ -99,6 +99,7 @@ class ColouredGaussian(_ByValue):
         if (self.gain is None) != (self.mean is None):
             raise ValueError("gain and mean belong together; give both or neither.")
         object.__setattr__(self, "amplitude", np.asarray(self.amplitude, np.float32))
+        spectrum.check_layout(self.amplitude)
         spectrum.check_spectrum(self.spectrum)
         # The spectrum alone does not see a sign that w and -w do not share, and a
         # real transform would lose such waves from the noise.
@@ -378,8 +379,8 @@ def _bordered_flow_features(law, image_shape):
     `Sigma / sigma**2` is the Laplacian of the grid graph, which the cosine transform
     diagonalises.
     """
-    height, width, _ = image_shape
     flow_shape(image_shape)
+    height, width, _ = image_shape
     if height * width > 4096:
         raise ValueError(
             f"The exact constant of flow_gaussian without wrap-around edges needs all "

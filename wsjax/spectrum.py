@@ -18,6 +18,8 @@ GROUND_METRICS = ("l1", "l2")
 # Relative error of an FFT of the sizes in use, with room to spare.
 _FFT_SLACK = 1e-13
 
+_SINGULAR = 1e-10
+
 
 def laplacian(height: int, width: int) -> np.ndarray:
     """Eigenvalues of minus the five-point Laplacian on the torus.
@@ -173,8 +175,7 @@ def check_spectrum(spectrum: np.ndarray) -> None:
         `w` and `-w`), power at frequency zero, or not positive definite elsewhere.
     """
     s = np.asarray(spectrum)
-    if s.ndim != 4 or s.shape[2] != s.shape[3] or 0 in s.shape:
-        raise ValueError(f"A spectrum has shape [H, W, C, C], got {s.shape}.")
+    check_layout(s)
     if not np.isfinite(s).all():
         raise ValueError("The spectrum holds NaN or infinite values.")
     if s.shape[0] * s.shape[1] == 1:
@@ -189,12 +190,21 @@ def check_spectrum(spectrum: np.ndarray) -> None:
             "The spectrum is not symmetric: S(w) should be a symmetric matrix and "
             "equal to S(-w)."
         )
-    least = np.linalg.eigvalsh(s.reshape(-1, *s.shape[2:])[1:].astype(np.float64))
-    if not least.min() > 0:
+    values = np.linalg.eigvalsh(s.reshape(-1, *s.shape[2:])[1:].astype(np.float64))
+    # Below this a matrix is singular as far as its inverse can be told.
+    if not (values[:, 0] > _SINGULAR * np.abs(values).max(axis=1)).all():
         raise ValueError(
             f"The spectrum's smallest eigenvalue away from frequency zero is "
-            f"{least.min():.3g}, not positive: mass could move unseen by the noise."
+            f"{values.min():.3g}, not positive (or below {_SINGULAR:g} of the largest "
+            f"there): mass could move unseen by the noise."
         )
+
+
+def check_layout(matrices: np.ndarray) -> None:
+    """Raises ValueError unless an array has the shape `[H, W, C, C]` of a spectrum."""
+    shape = matrices.shape
+    if len(shape) != 4 or shape[2] != shape[3] or 0 in shape:
+        raise ValueError(f"A spectrum has shape [H, W, C, C], got {shape}.")
 
 
 def kappa(spectrum: np.ndarray, ground_metric: str) -> float:
