@@ -1,13 +1,16 @@
 """Tests of wsjax.runs.config."""
 
 import copy
+import dataclasses
 
 import chex
 import ml_collections
+import numpy as np
 from absl.testing import absltest, parameterized
 
 from wsjax import attacks
-from wsjax.runs import config
+from wsjax.runs import config, experiment
+from wsjax.training import learned_noise, objectives
 
 LEAST = {
     "data": {"name": "digits"},
@@ -37,6 +40,8 @@ class ResolveTest(chex.TestCase):
         self.assertEqual(resolved["smoothing"]["certificate"], "tight")
         self.assertEqual(resolved["train"]["momentum"], 0.9)
         self.assertFalse(resolved["train"]["share_noise"])
+        self.assertEqual(resolved["model"]["unit"], "pixels")
+        self.assertEqual(resolved["certify"]["use_runner_up"], "never")
         self.assertEqual(resolved["certify"]["backend"], "pmap")
         for block, values in LEAST.items():
             self.assertEqual({**resolved[block], **values}, resolved[block])
@@ -46,12 +51,34 @@ class ResolveTest(chex.TestCase):
         for name, value in vars(attacks.SinkhornAttack()).items():
             self.assertEqual(settings[name], value)
 
+    def test_defaults_of_training_are_those_of_its_parts(self):
+        resolved = config.resolve(LEAST)
+        built = experiment.make_objective(resolved["train"])
+        self.assertEqual(built, objectives.CROSS_ENTROPY)
+        self.assertEqual(resolved["train"]["noise_learning_rate"], 0.0)
+        learned = resolved["smoothing"]
+        defaults = {
+            field.name: field.default
+            for kind in (learned_noise.LearnedView, learned_noise.LearnedSpectrum)
+            for field in dataclasses.fields(kind)
+        }
+        for key, name in (
+            ("gamma", "gamma"),
+            ("waves", "waves"),
+            ("bins", "bins"),
+            ("couple_channels", "couple"),
+            ("wiener", "wiener"),
+        ):
+            self.assertEqual(learned[key], defaults[name], key)
+
     def test_keeps_what_is_set(self):
-        whole = least(seed=5, attack={"max_steps": 3}, certify={"use_runner_up": True})
+        whole = least(
+            seed=5, attack={"max_steps": 3}, certify={"use_runner_up": "auto"}
+        )
         resolved = config.resolve(whole)
         self.assertEqual(resolved["seed"], 5)
         self.assertEqual(resolved["attack"]["max_steps"], 3)
-        self.assertTrue(resolved["certify"]["use_runner_up"])
+        self.assertEqual(resolved["certify"]["use_runner_up"], "auto")
         self.assertEqual(config.resolve(resolved), resolved)
 
     def test_whole_numbers_serve_as_floats(self):
@@ -78,6 +105,24 @@ class ResolveTest(chex.TestCase):
             "sigma='0.1' should be of type float",
         ),
         ("truth", {"certify": {"n": True}}, "n=True should be of type int"),
+        (
+            "runner_up",
+            {"certify": {"use_runner_up": True}},
+            "use_runner_up=True should be of type str",
+        ),
+        (
+            "scale",
+            {"smoothing": {"certificate_scale": "0.1"}},
+            "certificate_scale='0.1' should be of type float",
+        ),
+        ("bins", {"smoothing": {"bins": 2.5}}, "bins=2.5 should be of type int"),
+        (
+            "coupling",
+            {"smoothing": {"couple_channels": 1}},
+            "couple_channels=1 should be of type bool",
+        ),
+        ("copies", {"train": {"copies": "2"}}, "copies='2' should be of type int"),
+        ("unit", {"model": {"unit": 1}}, "unit=1 should be of type str"),
         ("part", {"certify": {"n": 10.5}}, "n=10.5 should be of type int"),
         ("number", {"data": {"name": 3}}, "data.name=3 should be of type str"),
         ("no_truth", {"train": {"noisy": "False"}}, "noisy='False' .*type bool"),
@@ -91,7 +136,7 @@ class ResolveTest(chex.TestCase):
 
     def test_names_every_key_that_is_missing(self):
         for block, values in LEAST.items():
-            for key in values:
+            for key in values.keys() - {"sigma"}:  # Learned noise has none.
                 whole = copy.deepcopy(LEAST)
                 del whole[block][key]
                 with self.assertRaisesRegex(
@@ -104,6 +149,18 @@ class ResolveTest(chex.TestCase):
                 config.ConfigError, f"config.{block}.* missing"
             ):
                 config.resolve(whole)
+
+    def test_the_size_of_the_noise_is_asked_for_by_the_noise_itself(self):
+        whole = copy.deepcopy(LEAST)
+        del whole["smoothing"]["sigma"]
+        resolved = config.resolve(whole)
+        with self.assertRaisesRegex(ValueError, r"sigma=0\.0"):
+            experiment.make_smoothing(resolved, (8, 8, 1))
+        for noise in experiment.LEARNED:
+            whole["smoothing"]["noise"] = noise
+            resolved = config.resolve(whole)
+            with self.assertRaisesRegex(ValueError, r"certificate_scale=0\.0 is not"):
+                experiment.make_learned_noise(resolved, np.ones((3, 8, 8, 1)))
 
     def test_with_defaults_opens_every_setting_to_the_command_line(self):
         bare = ml_collections.ConfigDict(least(attack={"max_steps": 3}, seed=4))

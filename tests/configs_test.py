@@ -4,14 +4,18 @@ import dataclasses
 import pathlib
 import re
 import runpy
+from unittest import mock
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl.testing import absltest, parameterized
+from scipy import stats
 
 from wsjax import attacks, smoothing, votes
 from wsjax.runs import attack_report, cli, config, experiment
+from wsjax.training import learned_noise, steps
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs").rglob("*.py"))
@@ -33,6 +37,12 @@ def load(path):
     return config.resolve(module["get_config"]()), module["__doc__"]
 
 
+def quick_statistics(images, rank=200, compute=learned_noise.statistics):
+    """With a covariance of rank one, which takes no eigenvectors of all pixels."""
+    found = compute(images, 0)
+    return found._replace(factor=found.mean[None]) if rank else found
+
+
 class ConfigsTest(chex.TestCase):
     def test_there_is_one_for_every_data_set(self):
         names = {load(path)[0]["data"]["name"] for path in FILES}
@@ -41,11 +51,25 @@ class ConfigsTest(chex.TestCase):
     @EACH_CONFIG
     def test_noise_and_protocol(self, path):
         settings, _ = load(path)
-        smooth = experiment.make_smoothing(settings)
+        shape, _ = IMAGES[settings["data"]["name"]]
+        if experiment.learns_noise(settings):
+            images = np.random.default_rng(0).integers(0, 256, (3, *shape), np.uint8)
+            with mock.patch.object(learned_noise, "statistics", quick_statistics):
+                noise = experiment.make_learned_noise(settings, images)
+            law = noise.freeze(jax.device_get(noise.init()))
+            metric = settings["smoothing"]["ground_metric"]
+            smooth = smoothing.gaussian_smoothing(law, shape, metric)
+            # The certificate is that of the scale, at any probability.
+            scale = settings["smoothing"]["certificate_scale"]
+            expected = scale * stats.norm.ppf(0.9)
+            self.assertAlmostEqual(smooth.radius(0.9) / expected, 1.0, delta=1e-5)
+        else:
+            smooth = experiment.make_smoothing(settings, shape)
         self.assertGreater(smooth.radius(0.9), 0)
         protocol = settings["certify"]
         smoothing.check_protocol(**{k: protocol[k] for k in ("n0", "n", "alpha")})
         self.assertIn(protocol["backend"], votes.BACKENDS)
+        self.assertIn(protocol["use_runner_up"], smoothing.RUNNER_UP)
 
     @EACH_CONFIG
     def test_model(self, path):
@@ -61,9 +85,17 @@ class ConfigsTest(chex.TestCase):
     @EACH_CONFIG
     def test_training(self, path):
         settings, _ = load(path)
-        optimizer = experiment.make_optimizer(settings["train"], 1000)
-        optimizer.init(jnp.zeros(3))
-        experiment.make_optimizer(settings["train"], 1)
+        learned = experiment.learns_noise(settings)
+        optimizer = experiment.make_optimizer(settings["train"], 1000, learned)
+        parts = {"model": jnp.zeros(3), "noise": jnp.zeros(2)}
+        optimizer.init(parts if learned else parts["model"])
+        experiment.make_optimizer(settings["train"], 1, learned)
+        objective = experiment.make_objective(settings["train"])
+        if not learned:
+            steps.check_objective(objective, None)
+            self.assertEqual(settings["train"]["noise_learning_rate"], 0)
+        else:
+            self.assertGreater(settings["train"]["noise_learning_rate"], 0)
         experiment.make_augment(settings["train"]["augment"])
         # So that one to sixteen devices can share a batch.
         self.assertEqual(settings["train"]["batch_size"] % 16, 0)
@@ -108,6 +140,18 @@ class ConfigsTest(chex.TestCase):
             self.assertEqual(settings["smoothing"]["certificate"], "published")
             self.assertEqual(settings["attack"]["epsilon"], epsilon)
             self.assertTrue(settings["attack"]["abstention_counts"])
+
+    def test_the_published_method_is_under_paper_and_learned_noise_is_not(self):
+        for path in FILES:
+            settings, _ = load(path)
+            learned = experiment.learns_noise(settings)
+            paper = path.parent.name == "paper"
+            # Learned noise wants statistics of images that lie in memory.
+            streamed = settings["data"]["name"] == "imagenet"
+            self.assertEqual(learned, not paper and not streamed, path)
+            if paper:
+                self.assertEqual(settings["smoothing"]["noise"], "flow_laplace")
+                self.assertEqual(settings["train"]["objective"], "cross_entropy")
 
 
 class WorkdirTest(chex.TestCase):

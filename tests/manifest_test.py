@@ -132,6 +132,18 @@ class ManifestTest(chex.TestCase):
         ):
             record(classifier="second")
 
+    def test_refuses_another_spread_of_the_noise(self):
+        record = functools.partial(
+            manifest.record, self.folder, "certify", {"seed": 0}, data_checksum="abc"
+        )
+        record(spread=0.25)
+        record(spread=0.25)
+        self.assertEqual(manifest.read(self.folder)["certify"]["spread"], 0.25)
+        with self.assertRaisesRegex(
+            manifest.ConfigMismatch, "spread: there 0.25, now 0.2500001"
+        ):
+            record(spread=0.2500001)
+
     @parameterized.parameters(
         ("data.dir", "/elsewhere"), ("data.stride", 1), ("certify.block_size", 99)
     )

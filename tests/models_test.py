@@ -1,6 +1,7 @@
 """Tests of wsjax.models."""
 
 import functools
+import itertools
 import math
 
 import chex
@@ -17,13 +18,15 @@ from wsjax.noise import FlowLaplace
 # Small networks of every kind: a stem of each sort, strides, shortcuts, bottlenecks.
 SMALL = {
     "conv_small": {"widths": (3, 5), "hidden": 7},
+    "mlp": {"widths": (6, 5)},
     "resnet18_cifar": {"width": 4, "stages": (2, 1)},
+    "resnet8_strided": {"width": 4},
     "resnet18": {"width": 4, "stages": (1, 2)},
     "resnet50": {"width": 3, "stages": (2, 1)},
 }
 EACH_MODEL = parameterized.named_parameters((name, name) for name in models.NAMES)
 EACH_RESNET = parameterized.named_parameters(
-    (name, name) for name in models.NAMES if name != "conv_small"
+    (name, name) for name in models.NAMES if name.startswith("resnet")
 )
 EACH_KIND_OF_BLOCK = parameterized.named_parameters(
     (name, name) for name in ("resnet18_cifar", "resnet50")
@@ -75,7 +78,14 @@ def plain_conv_small(params, images):
     return np.maximum(x, 0) @ params["Dense_1"]["kernel"] + params["Dense_1"]["bias"]
 
 
-def plain_resnet(variables, images, stages, large):
+def plain_mlp(params, images):
+    x = images.reshape(len(images), -1)
+    for layer in ("Dense_0", "Dense_1"):
+        x = np.maximum(x @ params[layer]["kernel"] + params[layer]["bias"], 0)
+    return x @ params["Dense_2"]["kernel"] + params["Dense_2"]["bias"]
+
+
+def plain_resnet(variables, images, stages, stem):
     """Logits of a residual network with running statistics, by its definition."""
     params, running = variables["params"], variables["batch_stats"]
 
@@ -87,8 +97,9 @@ def plain_resnet(variables, images, stages, large):
         x = conv(x, kernel, stride, padding) - mean["mean"]
         return x / np.sqrt(mean["var"] + 1e-5) * scale["scale"] + scale["bias"]
 
-    x = np.maximum(unit(images, params, running, 0, 2 if large else 1), 0)
-    if large:
+    first_stride = {"cifar": 1, "strided": 2, "imagenet": 2}[stem]
+    x = np.maximum(unit(images, params, running, 0, first_stride), 0)
+    if stem == "imagenet":
         padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
         height, width = ((side + 1) // 2 for side in x.shape[1:3])
         x = np.zeros((len(x), height, width, x.shape[-1]))
@@ -132,14 +143,17 @@ class ArchitectureTest(chex.TestCase):
         sizes = [math.prod(x.shape) for x in jax.tree.leaves(variables["params"])]
         self.assertEqual(sum(sizes), count)
 
-    def test_conv_small_equals_loops(self):
+    @parameterized.named_parameters(
+        ("conv_small", "conv_small", plain_conv_small), ("mlp", "mlp", plain_mlp)
+    )
+    def test_plain_networks_equal_loops(self, name, plain):
         images = some_images((2, 7, 10, 3))
-        module = small("conv_small")
+        module = small(name)
         variables = random_variables(module, images)
 
         actual = run(module, variables, images)
 
-        expected = plain_conv_small(
+        expected = plain(
             jax.tree.map(np.asarray, variables["params"]), np.asarray(images)
         )
         self.assertEqual(actual.shape, (2, 4))
@@ -153,13 +167,35 @@ class ArchitectureTest(chex.TestCase):
 
         actual = run(module, variables, images)
 
+        stem = {"resnet18_cifar": "cifar", "resnet8_strided": "strided"}
         expected = plain_resnet(
             jax.tree.map(np.asarray, variables),
             np.asarray(images),
-            SMALL[name]["stages"],
-            large=name != "resnet18_cifar",
+            SMALL[name].get("stages", (1, 1, 1)),
+            stem.get(name, "imagenet"),
         )
         chex.assert_trees_all_close(actual, expected, rtol=1e-3)
+
+    def test_small_networks_have_the_sizes_their_fields_say(self):
+        units = (28 * 28, 512, 512, 10)
+        dense = sum((a + 1) * b for a, b in itertools.pairwise(units))
+
+        def residual(before, width):
+            """Three by three twice, and one by one where the shape changes."""
+            count = 9 * (before + width) * width + 4 * width
+            return count + (before * width + 2 * width) * (before != width)
+
+        strided = 27 * 64 + 2 * 64 + (4 * 64 + 1) * 10
+        strided += residual(64, 64) + residual(64, 128) + residual(128, 256)
+        for name, shape, count in (
+            ("mlp", (28, 28, 1), dense),
+            ("resnet8_strided", (32, 32, 3), strided),
+        ):
+            variables = jax.eval_shape(
+                models.create(name, 10).init, jax.random.key(0), jnp.zeros((1, *shape))
+            )
+            sizes = [math.prod(x.shape) for x in jax.tree.leaves(variables["params"])]
+            self.assertEqual(sum(sizes), count, name)
 
     @EACH_MODEL
     def test_takes_images_that_are_not_square(self, name):
@@ -191,6 +227,35 @@ class ArchitectureTest(chex.TestCase):
             kernel = np.ravel(params["_Block_0"][f"Conv_{number}"]["kernel"])
             self.assertAlmostEqual(kernel.std(), (2 / (9 * 32)) ** 0.5, delta=0.003)
             self.assertAlmostEqual(stats.kurtosis(kernel), 0.0, delta=0.2)
+
+
+class UnitTest(chex.TestCase):
+    @parameterized.parameters("conv_small", "mlp", "resnet18_cifar")
+    def test_mass_divides_each_image_by_its_mean_pixel(self, name):
+        images = some_images() * jnp.array([0.01, 7.0])[:, None, None, None]
+        pixels, mass = small(name), small(name, unit="mass")
+        variables = random_variables(pixels, images)
+        means = np.array([np.mean(image) for image in np.asarray(images)])
+        scaled = images / means[:, None, None, None]
+
+        shown, dimmed = jnp.split(
+            run(mass, variables, jnp.concatenate([images, 0.3 * images])), 2
+        )
+
+        of_scaled, of_shown, of_dimmed = jnp.split(
+            run(pixels, variables, jnp.concatenate([scaled, images, 0.3 * images])), 3
+        )
+        size = float(jnp.abs(of_scaled).max())
+        chex.assert_trees_all_close(shown, of_scaled, atol=1e-5 * size)
+        # So an image's own brightness plays no part, and does by default.
+        chex.assert_trees_all_close(dimmed, shown, atol=1e-5 * size)
+        self.assertGreater(float(jnp.abs(of_dimmed - of_shown).max()), 0.05)
+
+    @EACH_MODEL
+    def test_refuses_another_unit(self, name):
+        module, images = small(name, unit="masses"), some_images()
+        with self.assertRaisesRegex(ValueError, "unit='masses'.*'pixels', 'mass'"):
+            jax.eval_shape(module.init, jax.random.key(0), images)
 
 
 class StandardisationTest(chex.TestCase):

@@ -3,17 +3,20 @@
 import json
 import pathlib
 import tempfile
+import textwrap
 
 import chex
 import jax
 import numpy as np
 import tiny_runs
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
 from matplotlib import image as images
+from scipy import stats
 
 import wsjax
 from wsjax import confidence, data
-from wsjax.runs import config, experiment, manifest, report, streams
+from wsjax.runs import artefact, config, experiment, manifest, report, streams
+from wsjax.runs import rows as rows_of_runs
 from wsjax.runs.rows import read_rows
 
 # Sends the process SIGTERM as it has written the row of image 6.
@@ -103,7 +106,7 @@ class ScriptsTest(chex.TestCase):
         settings = config.resolve(tiny_runs.load_config(self.config))
         examples = experiment.Examples(settings["data"], "test")
         classify = experiment.restore_classifier(settings, self.whole, examples)
-        smoothing = experiment.make_smoothing(settings)
+        smoothing = experiment.make_smoothing(settings, examples.image_shape)
         key = streams.stream_key(7, streams.CERTIFY)
         rows = self.rows(self.whole)
         votes = {name: rows.votes(name, 10) for name in ("selection_votes", "votes")}
@@ -253,6 +256,286 @@ class ScriptsTest(chex.TestCase):
         self.assertEqual(
             manifest.read(self.whole)["certify"]["config"]["certify"]["n"], 400
         )
+
+
+LEARNED = textwrap.dedent(
+    '''\
+    """A tiny run on digits under learned noise."""
+    import ml_collections
+
+    from wsjax.runs.config import with_defaults
+
+
+    def get_config():
+        return with_defaults(ml_collections.ConfigDict({
+            "seed": 7,
+            "data": {"name": "digits", "limit": 16, "train_limit": 320},
+            "model": {"name": "mlp", "widths": (16,), "unit": "mass"},
+            "smoothing": {
+                "noise": "learned_view", "certificate_scale": 0.02,
+                "ground_metric": "l2", "waves": 2,
+            },
+            "train": {
+                "objective": "consistency", "copies": 2, "optimizer": "adam",
+                "learning_rate": 0.01, "noise_learning_rate": 0.1,
+                "schedule": "one_cycle", "batch_size": 32, "num_epochs": 4,
+            },
+            "certify": {
+                "n0": 50, "n": 400, "alpha": 0.05, "use_runner_up": "auto",
+                "block_size": 100,
+            },
+            "attack": {"epsilon": 0.1, "max_steps": 3, "n": 50, "pictures": 1},
+        }))
+    '''
+)
+
+
+class LearnedNoiseTest(chex.TestCase):
+    """Train, certify, report and attack with noise that is learned."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(folder.cleanup)
+        cls.folder = pathlib.Path(folder.name)
+        cls.config = cls.folder / "tiny_learned.py"
+        cls.config.write_text(LEARNED)
+        cls.whole, cls.other = cls.folder / "whole", cls.folder / "other"
+        cls.file = cls.whole / artefact.NAME
+        (trained,) = tiny_runs.run_each([cls.case("train.py", cls.whole)])
+        assert trained[0] == 0, trained
+        cls.first = artefact.read(cls.file)
+        # As if training had been killed just before its end.
+        cls.file.unlink()
+        elsewhere = ("certify.py", f"--config.model.checkpoint={cls.file}")
+        cases = {
+            "too_early": cls.case("certify.py", cls.whole),
+            "again": cls.case("train.py", cls.whole),
+            "certified": cls.case("certify.py", cls.whole),
+            "elsewhere": cls.case(elsewhere[0], cls.other, elsewhere[1]),
+            "report": ("wsjax/runs/report.py", cls.whole, cls.other),
+            "attacked": cls.case("attack.py", cls.whole, "--config.data.limit=2"),
+            "other_scale": cls.case(
+                "certify.py", cls.whole, "--config.smoothing.certificate_scale=0.03"
+            ),
+            "other_noise": cls.case(
+                "certify.py", cls.whole, "--config.smoothing.noise=learned_spectrum"
+            ),
+            "fixed_noise": cls.case(
+                "certify.py",
+                cls.whole,
+                "--config.smoothing.noise=flow_laplace",
+                "--config.smoothing.sigma=0.01",
+                "--config.smoothing.certificate_scale=0",
+            ),
+            "adversary": cls.case(
+                "train.py",
+                cls.folder / "never",
+                "--config.smoothing.noise=flow_laplace",
+                "--config.smoothing.sigma=0.01",
+                "--config.smoothing.certificate_scale=0",
+                "--config.train.objective=smooth_adversarial",
+            ),
+        }
+        cls.results = dict(zip(cases, tiny_runs.run_each(cases.values())))
+
+    @classmethod
+    def case(cls, script, workdir, *more):
+        return (script, f"--config={cls.config}", f"--workdir={workdir}", *more)
+
+    def finished(self, name):
+        code, out, err = self.results[name]
+        self.assertEqual(code, 0, err)
+        return out
+
+    def test_certifying_waits_for_the_end_of_training(self):
+        code, out, err = self.results["too_early"]
+        self.assertEqual(code, 1)
+        self.assertNotIn("Traceback", out + err)
+        (line,) = (x for x in err.splitlines() if x.startswith("error:"))
+        self.assertIn(f"There is no {self.file}", line)
+        self.assertIn("train.py writes it when training is complete", line)
+
+    def test_training_again_writes_the_same_classifier_and_noise(self):
+        self.finished("again")
+        again = artefact.read(self.file)
+        self.assertEqual(again.law, self.first.law)
+        self.assertEqual(again[2:], self.first[2:])
+        chex.assert_trees_all_equal(again.variables, self.first.variables)
+        # The noise that is stored was trained: it is not what it began with.
+        settings = config.resolve(tiny_runs.load_config(self.config))
+        images = experiment.Examples(settings["data"], "train").training_images()
+        noise = experiment.make_learned_noise(settings, images)
+        start = noise.freeze(noise.init())
+        moved = np.abs(start.features - again.law.features).max()
+        self.assertGreater(moved, 0.05 * np.abs(start.features).max())
+
+    def test_rows_are_what_certify_returns(self):
+        self.finished("certified")
+        settings = config.resolve(tiny_runs.load_config(self.config))
+        examples = experiment.Examples(settings["data"], "test")
+        classify = experiment.restore_classifier(settings, self.whole, examples)
+        smoothing = experiment.restore_smoothing(settings, self.whole, examples)
+        self.assertAlmostEqual(1 / smoothing.spread / 0.02, 1.0, delta=1e-5)
+        rows = read_rows(self.whole / "certificates.tsv")
+        self.assertEqual(rows.ints("idx").tolist(), list(range(16)))
+        key = streams.stream_key(7, streams.CERTIFY)
+        expected = wsjax.certify(
+            jax.random.fold_in(key, 3),
+            examples[3][0],
+            classify,
+            smoothing,
+            n0=50,
+            n=400,
+            alpha=0.05,
+            use_runner_up="auto",
+            block_size=100,
+        )
+        np.testing.assert_array_equal(rows.votes("votes", 10)[3], expected.votes)
+        self.assertEqual(rows.floats("radius")[3], expected.radius)
+        self.assertGreater(rows.ints("correct").sum(), 4)
+        # All votes for one class: nothing is certified beyond what that gives.
+        best = 0.02 * stats.norm.ppf(confidence.lower_bound(400, 400, 0.05))
+        self.assertLessEqual(rows.floats("radius").max(), best * (1 + 2e-5))
+
+    def test_a_released_file_gives_the_same_rows_elsewhere(self):
+        self.finished("elsewhere")
+        names = {"certificates.tsv", "run.json", "summary.txt", "summary.json"}
+        self.assertEqual(
+            {path.name for path in self.other.iterdir()},
+            names | {"certified_accuracy.png"},
+        )
+        ours, theirs = (
+            read_rows(folder / "certificates.tsv")
+            for folder in (self.whole, self.other)
+        )
+        for name in set(ours.columns) - {"time"}:
+            self.assertEqual(ours.text(name), theirs.text(name), name)
+        entries = [manifest.read(x)["certify"] for x in (self.whole, self.other)]
+        for key in ("classifier", "spread", "data_checksum"):
+            self.assertEqual(entries[0][key], entries[1][key])
+            self.assertIsNotNone(entries[0][key])
+
+    def test_report_evaluates_the_rows_anew(self):
+        out = self.finished("report")
+        rows = read_rows(self.whole / "certificates.tsv")
+        (certified,) = report.read_certified(self.whole)
+        np.testing.assert_allclose(certified.radii, rows.floats("radius"), rtol=1e-12)
+        np.testing.assert_array_equal(certified.certified_labels, rows.ints("predict"))
+        for name in ("whole (tight)", "other (tight)"):
+            self.assertIn(name, out)
+        summary = json.loads((self.whole / "summary.json").read_text())
+        self.assertEqual(list(summary), ["whole (tight)"])
+
+    def test_attack_asks_the_classifier_under_its_noise(self):
+        self.finished("attacked")
+        for target in ("base", "smoothed"):
+            rows = read_rows(self.whole / f"attack_{target}.tsv")
+            self.assertEqual(rows.ints("idx").tolist(), [0, 1])
+        entries = manifest.read(self.whole)
+        for key in ("classifier", "spread"):
+            self.assertEqual(entries["attack"][key], entries["certify"][key])
+
+    def test_bad_input_ends_with_one_line(self):
+        for name, message in {
+            "other_scale": "was trained for the certificate scale 0.02, the config "
+            "says smoothing.certificate_scale=0.03",
+            "other_noise": "holds noise 'learned_view', the config says",
+            "fixed_noise": "does not fit this config's model or optimizer",
+            "adversary": "train.objective='smooth_adversarial' moves the noise",
+        }.items():
+            code, out, err = self.results[name]
+            with self.subTest(name=name):
+                (line,) = (x for x in err.splitlines() if x.startswith("error:"))
+                self.assertIn(message, line)
+                self.assertNotIn("Traceback", out + err)
+                self.assertEqual(code, 1)
+        self.assertFalse((self.folder / "never" / "run.json").exists())
+
+
+class ReportTest(chex.TestCase):
+    """What the report makes of votes on file, theorem and spread from `run.json`."""
+
+    def setUp(self):
+        super().setUp()
+        folder = self.enter_context(tempfile.TemporaryDirectory())
+        self.folder = pathlib.Path(folder)
+        rng = np.random.default_rng(0)
+        self.votes = [
+            (rng.multinomial(50, shares), rng.multinomial(400, shares))
+            for shares in rng.dirichlet(np.full(3, 0.4), 30)
+        ]
+
+    def write(self, smoothing, settings, use_runner_up, spread):
+        """A run directory as certify.py leaves it; its certificates."""
+        certificates = [
+            wsjax.smoothing.certificate_from_votes(
+                *votes, smoothing, alpha=0.05, use_runner_up=use_runner_up
+            )
+            for votes in self.votes
+        ]
+        path = self.folder / report.CERTIFICATES
+        with rows_of_runs.RowWriter(path, report.CERTIFICATE_COLUMNS) as writer:
+            for index, certificate in enumerate(certificates):
+                row = report.certificate_row(index, index % 3, certificate, 0.1)
+                writer.write(**row)
+        manifest.record(
+            self.folder,
+            "certify",
+            {
+                "smoothing": {"certificate": "tight", **settings},
+                "certify": {"alpha": 0.05, "use_runner_up": use_runner_up},
+            },
+            data_checksum="abc",
+            spread=spread,
+        )
+        return certificates
+
+    def assert_evaluates(self, certificates, found):
+        np.testing.assert_allclose(
+            found.radii, [c.radius for c in certificates], rtol=1e-12
+        )
+        labels = [c.label for c in certificates]
+        np.testing.assert_array_equal(found.certified_labels, labels)
+        self.assertGreater(found.radii.max(), 0)
+
+    @parameterized.product(
+        choice=("never", "always", "auto"),
+        noise=("learned_view", "learned_spectrum", "power_law", "flow_gaussian"),
+    )
+    def test_gaussian_noise_is_evaluated_with_the_kappa_on_record(self, choice, noise):
+        smoothing = wsjax.make_smoothing("power_law", 0.3, "l1", image_shape=(4, 5, 1))
+        settings = {"noise": noise, "sigma": 0.3, "ground_metric": "l1"}
+        if noise in experiment.LEARNED:
+            settings["sigma"] = 0.0
+
+        certificates = self.write(smoothing, settings, choice, smoothing.spread)
+        (found,) = report.read_certified(self.folder)
+
+        self.assert_evaluates(certificates, found)
+        self.assertEqual(found.metric, "l1")
+        bounded = [c.runner_up is not None for c in certificates]
+        self.assertEqual(any(bounded), choice != "never")
+        self.assertEqual(all(bounded), choice == "always")
+
+    @parameterized.parameters("spread", "nothing")
+    def test_runs_from_before_there_was_a_spread_have_a_sigma(self, kept):
+        smoothing = wsjax.make_smoothing("flow_laplace", 0.02, "l2")
+        settings = {"noise": "flow_laplace", "sigma": 0.02, "ground_metric": "l2"}
+        # Runs of that time say whether to use the runner-up by a truth value.
+        certificates = self.write(smoothing, settings, True, 0.02)
+        if kept == "nothing":
+            path = self.folder / "run.json"
+            whole = json.loads(path.read_text())
+            del whole["certify"]["spread"]
+            path.write_text(json.dumps(whole))
+
+        published, tight = report.read_certified(self.folder)
+
+        self.assert_evaluates(certificates, tight)
+        self.assertTrue((published.radii <= tight.radii).all())
+        self.assertLess(published.radii.max(), tight.radii.max())
 
 
 class RowTest(chex.TestCase):

@@ -11,16 +11,18 @@ import oracles
 from absl.testing import absltest, parameterized
 from scipy import stats
 
-from wsjax import certificates, make_key, noise, votes
+from wsjax import certificates, gaussian, make_key, noise, votes
 from wsjax.smoothing import (
     ABSTAIN,
     certificate_from_votes,
     certify,
     certify_each,
     check_image,
+    gaussian_smoothing,
     make_smoothing,
     predict,
     prediction_from_votes,
+    theorem_about,
 )
 
 SHAPE = (2, 3, 1)
@@ -35,6 +37,7 @@ EACH_NOISE = parameterized.parameters(
     ("flow_gaussian", noise.FlowGaussian),
     ("pixel_laplace", noise.PixelLaplace),
 )
+GAUSSIAN = ("flow_gaussian", "laplacian_gaussian", "power_law")
 
 
 def classify(images):
@@ -51,7 +54,9 @@ def count(key, n):
 class MakeSmoothingTest(parameterized.TestCase):
     @EACH_NOISE
     def test_theorem_is_about_the_noise(self, name, law):
-        smooth = make_smoothing(name, 0.25, "l1")
+        # On one row, Gaussian flow noise is felt edge by edge, as in flow space.
+        row = {"image_shape": (1, 9, 1)} if name in GAUSSIAN else {}
+        smooth = make_smoothing(name, 0.25, "l1", **row)
 
         self.assertEqual(smooth.noise, law(0.25))
         draw = getattr(smooth.noise, "sample_plan", smooth.noise.sample)
@@ -74,6 +79,95 @@ class MakeSmoothingTest(parameterized.TestCase):
             )
             self.assertEqual(smooth.radius(0.9), theorem(0.9, 0.25, metric))
 
+    @parameterized.product(metric=("l1", "l2"), certificate=("tight", "published"))
+    def test_iid_noise_is_certified_for_images_of_any_shape(self, metric, certificate):
+        smooth = make_smoothing(
+            "flow_laplace", 0.25, metric, certificate, image_shape=(5, 4, 1)
+        )
+
+        self.assertEqual((smooth.spread, smooth.image_shape), (0.25, None))
+        self.assertEqual(
+            smooth, make_smoothing("flow_laplace", 0.25, metric, certificate)
+        )
+
+    @parameterized.product(
+        name_and_wrap=(("flow_gaussian", True), *((name, False) for name in GAUSSIAN)),
+        metric=("l1", "l2"),
+    )
+    def test_gaussian_noise_is_certified_by_its_covariance(self, name_and_wrap, metric):
+        name, wrap = name_and_wrap
+        shape = (4, 5, 2)
+
+        smooth = make_smoothing(
+            name, 0.25, metric, wrap=wrap, gamma=1.5, image_shape=list(shape)
+        )
+
+        exponent = {"laplacian_gaussian": 2.0, "power_law": 1.5}.get(name, 1.0)
+        torus = wrap or name != "flow_gaussian"
+        covariance = 0.25**2 * oracles.laplacian_power(shape, exponent, torus)
+        precision = np.linalg.pinv(covariance, rcond=1e-9, hermitian=True)
+        kappa, _, _ = oracles.hardest_move(precision, shape, metric)
+        # Amplitudes of power laws are float32.
+        np.testing.assert_allclose(smooth.spread, kappa, rtol=1e-7)
+        self.assertEqual(smooth.theorem, certificates.gaussian)
+        self.assertEqual((smooth.ground_metric, smooth.image_shape), (metric, shape))
+        p, q = np.array([0.4, 0.9]), np.array([0.3, 0.02])
+        gap = stats.norm.ppf(p) - stats.norm.ppf(q)
+        np.testing.assert_allclose(smooth.radius(p, q), gap / 2 / kappa, rtol=1e-7)
+        np.testing.assert_allclose(
+            smooth.radius(0.9), stats.norm.ppf(0.9) / kappa, rtol=1e-7
+        )
+
+    def test_gaussian_laws_go_by_their_names(self):
+        def law(name, **options):
+            return make_smoothing(name, 0.1, "l1", image_shape=SHAPE, **options).noise
+
+        self.assertEqual(law("flow_gaussian"), noise.FlowGaussian(0.1))
+        self.assertEqual(
+            law("flow_gaussian", wrap=True), noise.FlowGaussian(0.1, wrap=True)
+        )
+        self.assertEqual(law("laplacian_gaussian"), gaussian.StencilGaussian(sigma=0.1))
+        power = law("power_law", gamma=1.5)
+        expected = 0.01 * oracles.laplacian_power(SHAPE, 1.5, wrap=True)
+        np.testing.assert_allclose(
+            oracles.circulant(power.spectrum), expected, atol=1e-8
+        )
+        self.assertEqual(law("power_law"), law("power_law", gamma=2.0))
+        self.assertNotEqual(law("power_law"), power)
+
+    @parameterized.parameters(*GAUSSIAN)
+    def test_gaussian_noise_refuses_images_of_another_shape(self, name):
+        smooth = make_smoothing(name, 0.1, "l1", image_shape=SHAPE)
+
+        for other in ((3, 2, 1), (2, 3, 2), (4, 3, 1)):
+            with self.assertRaises(ValueError) as caught:
+                smooth.perturb(make_key(0), jnp.ones(other))
+            self.assertIn(
+                f"images of shape {SHAPE}, not {other}", str(caught.exception)
+            )
+            self.assertIn(f"image_shape={other}", str(caught.exception))
+            with self.assertRaisesRegex(ValueError, "certifies images of shape"):
+                certify(
+                    make_key(0), jnp.ones(other), classify, smooth, **SIZES, **COUNTING
+                )
+        self.assertEqual(
+            jax.eval_shape(smooth.perturb, make_key(0), IMAGE).shape, SHAPE
+        )
+
+    @parameterized.parameters(
+        ({"image_shape": None}, "needs image_shape=.H, W, C.: how much Gaussian"),
+        ({"image_shape": (1, 1, 1)}, "one pixel has no mass to move"),
+        ({"image_shape": (4, 5, 0)}, r"\(4, 5, 0\)"),
+        ({"ground_metric": "L2"}, "ground_metric='L2' is not one of .*l1"),
+        ({"sigma": 0.0}, "sigma=0.0 .*positive finite"),
+        ({"certificate": "published"}, "exists for Laplace noise only"),
+    )
+    def test_gaussian_noise_refuses_what_has_no_meaning(self, change, message):
+        for name in GAUSSIAN:
+            usual = {"sigma": 0.1, "ground_metric": "l1", "image_shape": SHAPE}
+            with self.assertRaisesRegex(ValueError, message):
+                make_smoothing(name, **(usual | change))
+
     def test_tight_is_the_default_and_wrapping_is_not(self):
         self.assertEqual(LAPLACE.theorem, certificates.flow_laplace)
         self.assertFalse(LAPLACE.noise.wrap)
@@ -92,6 +186,8 @@ class MakeSmoothingTest(parameterized.TestCase):
         ({"sigma": 0.0}, "sigma=0.0 is not a positive finite number"),
         ({"sigma": -1.0}, "sigma=-1.0 is not a positive finite number"),
         ({"noise": "pixel_laplace", "wrap": True}, "wrap=True needs flow noise"),
+        ({"noise": "power_law", "wrap": True}, "wrap=True needs flow noise"),
+        ({"noise": "laplacian_gaussian", "wrap": True}, "wrap=True needs flow noise"),
         (
             {"noise": "flow_uniform", "certificate": "published"},
             "exists for Laplace noise only.*'flow_uniform'",
@@ -105,6 +201,63 @@ class MakeSmoothingTest(parameterized.TestCase):
         usual = {"noise": "flow_laplace", "sigma": 0.1, "ground_metric": "l1"}
         with self.assertRaisesRegex(ValueError, message):
             make_smoothing(**(usual | change))
+
+
+class TheoremAboutTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ("flow_laplace", "tight", certificates.flow_laplace),
+        ("flow_laplace", "published", certificates.flow_laplace_published),
+        ("pixel_laplace", "tight", certificates.pixel_laplace),
+        ("pixel_laplace", "published", certificates.pixel_laplace_published),
+        ("flow_uniform", "tight", certificates.flow_uniform),
+        ("flow_gaussian", "tight", certificates.gaussian),
+        ("power_law", "tight", certificates.gaussian),
+        ("learned", "tight", certificates.gaussian),
+    )
+    def test_names_the_theorem(self, name, certificate, theorem):
+        self.assertEqual(theorem_about(name, certificate), theorem)
+
+    def test_refuses_theorems_that_nobody_published(self):
+        for name in ("flow_uniform", "flow_gaussian", "learned"):
+            with self.assertRaisesRegex(ValueError, f"Laplace noise only, .*'{name}'"):
+                theorem_about(name, "published")
+        with self.assertRaisesRegex(ValueError, "certificate='exact' is not one of"):
+            theorem_about("learned", "exact")
+
+
+class GaussianSmoothingTest(parameterized.TestCase):
+    def test_takes_its_constant_from_the_law(self):
+        features = np.random.default_rng(0).normal(size=(4, *SHAPE))
+        law = gaussian.GaussianView(features, features, np.full(SHAPE, 1 / 6))
+        for metric in ("l1", "l2"):
+            smooth = gaussian_smoothing(law, np.array(SHAPE), metric)
+
+            flat = law.features.reshape(4, -1).astype(float)
+            kappa, _, _ = oracles.hardest_move(flat.T @ flat, SHAPE, metric)
+            np.testing.assert_allclose(smooth.spread, kappa, rtol=1e-12)
+            self.assertIs(smooth.noise, law)
+            self.assertEqual(smooth.theorem, certificates.gaussian)
+            self.assertEqual(smooth.image_shape, SHAPE)
+            self.assertIsInstance(hash(smooth), int)
+
+    def test_equals_what_is_made_by_name(self):
+        law = gaussian.StencilGaussian(0.1)
+
+        smooth = gaussian_smoothing(law, SHAPE, "l2")
+
+        named = make_smoothing("laplacian_gaussian", 0.1, "l2", image_shape=SHAPE)
+        self.assertEqual(smooth, named)
+        self.assertEqual(hash(smooth), hash(named))
+
+    def test_refuses_other_noise_other_images_and_other_metrics(self):
+        with self.assertRaisesRegex(ValueError, "FlowLaplace is no Gaussian law"):
+            gaussian_smoothing(noise.FlowLaplace(0.1), SHAPE, "l1")
+        view = np.ones((1, 3, 3, 1))
+        view = gaussian.GaussianView(view, view, view[0])
+        with self.assertRaisesRegex(ValueError, r"shape \(3, 3, 1\), not \(2, 3, 1\)"):
+            gaussian_smoothing(view, SHAPE, "l1")
+        with self.assertRaisesRegex(ValueError, "ground_metric='L1' is not one of"):
+            gaussian_smoothing(gaussian.StencilGaussian(0.1), SHAPE, "L1")
 
 
 class CheckImageTest(parameterized.TestCase):
@@ -195,6 +348,46 @@ class CertificateFromVotesTest(parameterized.TestCase):
         self.assertEqual((alone.label, alone.radius), (ABSTAIN, 0.0))
         self.assertEqual(both.label, 0)
         self.assertGreater(both.radius, 0.0)
+
+    def test_ways_with_runners_up_go_by_their_names(self):
+        chosen, fresh = np.array([3, 15, 2]), np.array([20, 700, 280])
+
+        def radius(**way):
+            result = certificate_from_votes(chosen, fresh, LAPLACE, alpha=0.05, **way)
+            return result.radius, result.runner_up
+
+        self.assertEqual(radius(use_runner_up="always"), radius(use_runner_up=True))
+        self.assertEqual(radius(use_runner_up="never"), radius(use_runner_up=False))
+        self.assertEqual(radius(), radius(use_runner_up="never"))
+        self.assertNotEqual(radius(), radius(use_runner_up="always"))
+        for bad in ("sometimes", None, 2):
+            with self.assertRaisesRegex(
+                ValueError, f"use_runner_up={bad!r} is not one"
+            ):
+                radius(use_runner_up=bad)
+
+    @parameterized.parameters(
+        ((6_000, 2_000, 2_000), "always"),
+        ((4_000, 3_000, 3_000), "always"),
+        ((9_990, 10, 0), "never"),
+        ((10_000, 0, 0), "never"),
+        ((3, 15, 2), "always"),
+        ((0, 0, 20), "never"),
+    )
+    def test_selection_votes_alone_decide_whether_others_are_bounded(self, chosen, way):
+        # Whatever the fresh votes turn out to be, those that fit the choice or not.
+        for fresh in ((9_990, 10, 0), (4_000, 3_000, 3_000), (0, 9_000, 1_000)):
+            actual, expected = (
+                certificate_from_votes(
+                    np.array(chosen),
+                    np.array(fresh),
+                    LAPLACE,
+                    alpha=0.05,
+                    use_runner_up=choice,
+                )
+                for choice in ("auto", way)
+            )
+            self.assertEqual(actual[:5], expected[:5])
 
     def test_selection_votes_alone_select(self):
         result = certificate_from_votes(

@@ -61,7 +61,14 @@ class Smoothing:
     image_shape: tuple[int, ...] | None = None
 
     def perturb(self, key: jax.Array, image: jax.Array) -> jax.Array:
-        """One noisy copy of an image `[H, W, C]` in pixel units; uses up `key`.
+        """One noisy copy of an image.
+
+        Args:
+          key: used up by this call.
+          image: `[H, W, C]` float, in pixel units.
+
+        Returns:
+          `[H, W, C]` in the unit and dtype of `image`; not clipped.
 
         Raises:
           ValueError: the theorem does not hold for images of this shape.
