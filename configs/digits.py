@@ -1,4 +1,4 @@
-"""Handwritten digits of 8 x 8 pixels that come with scikit-learn: a two-minute tour.
+"""Handwritten digits of 8 x 8 pixels that come with scikit-learn: a quick tour.
 
 No download. The recipe is `configs/mnist.py` at the size of these images.
 
