@@ -140,11 +140,11 @@ def read(path: pathlib.Path) -> Artefact:
             json.loads(text[key]) for key in ("description", "claim", "provenance")
         )
         metric, claimed = str(claim["ground_metric"]), float(claim["kappa"])
+        found = gaussian.kappa(law, law.image_shape, metric)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path} is no classifier of this program, or is damaged ({error})."
         ) from error
-    found = gaussian.kappa(law, law.image_shape, metric)
     if not abs(found - claimed) <= _AGREEMENT * found:
         raise CheckpointError(
             f"{path} claims kappa={claimed!r} ({metric}), but its noise gives {found!r}. "
