@@ -18,6 +18,8 @@ from wsjax.runs import config as configs
 from wsjax.runs.progress import progress
 from wsjax.runs.signals import StopFlag
 
+_PROTOCOL = ("n0", "n", "alpha", "use_runner_up")
+
 _log = logging.getLogger("wsjax")
 
 
@@ -25,7 +27,7 @@ def main(config, workdir):
     examples = experiment.Examples(config["data"], "test")
     indices = experiment.chosen_indices(config["data"], len(examples))
     protocol = config["certify"]
-    wsjax.smoothing.check_protocol(**{k: protocol[k] for k in ("n0", "n", "alpha")})
+    wsjax.smoothing.check_protocol(**{k: protocol[k] for k in _PROTOCOL})
     trained = cli.trained_dir(workdir)
     classify = experiment.restore_classifier(config, trained, examples)
     smoothing = experiment.restore_smoothing(config, trained, examples)
@@ -36,6 +38,7 @@ def main(config, workdir):
         data_checksum=examples.checksum,
         classifier=experiment.fingerprint(classify, smoothing.noise),
         spread=smoothing.spread,
+        num_classes=config["model"]["num_classes"] or examples.num_classes,
         may_differ=configs.MAY_DIFFER,
     )
     _log.info("Certifying %d images on %s.", len(indices), manifest.devices())

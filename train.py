@@ -33,6 +33,8 @@ def main(config, workdir):
     experiment.make_optimizer(settings, 1, learned)
     objective = experiment.make_objective(settings)
     steps.check_objective(objective, noise)
+    # Traced, not run: settings of the model and of the noise that do not fit.
+    experiment.trace_state(module, train_set.image_shape, settings, noise)
     loop.check_settings(
         train_set.data,
         **{

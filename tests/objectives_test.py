@@ -22,6 +22,8 @@ from wsjax.training import learned_noise, loop, optimizers, steps
 from wsjax.training.objectives import NAMES, Objective
 
 SHAPE = (4, 5, 1)
+# Compiled in half the time: each program here is used a few times only.
+QUICKLY = {"xla_backend_optimization_level": 0}
 EACH_OBJECTIVE = parameterized.parameters(*NAMES)
 
 
@@ -64,37 +66,39 @@ class LossTest(chex.TestCase):
         }
         for name, value in expected.items():
             objective = Objective(name, copies, weight)
-            actual = float(objective.loss(jnp.asarray(logits), labels))
+            actual = float(oracles.on_host(objective.loss)(logits, labels))
             self.assertAlmostEqual(actual, value, places=5)
             self.assertEqual(objective.attacks, name == "smooth_adversarial")
 
     def test_averaged_loss_equals_loops(self):
         for shape in ((3, 4, 5), (1, 2, 3)):
             logits, labels = some_logits(shape)
-            actual = float(Objective.averaged_loss(jnp.asarray(logits), labels))
+            actual = float(oracles.on_host(Objective.averaged_loss)(logits, labels))
             expected = averaged_loss_one_by_one(logits, labels)
             self.assertAlmostEqual(actual, expected, places=4)
 
     def test_copies_that_agree_diverge_by_nothing(self):
         logits, labels = some_logits((1, 4, 5))
-        same = jnp.asarray(np.repeat(logits, 3, axis=0))
-        values = [
-            float(Objective("consistency", 3, weight).loss(same, labels))
-            for weight in (0.0, 1e3)
-        ]
-        self.assertAlmostEqual(*values, places=3)
-        differing = jnp.asarray(some_logits((3, 4, 5))[0])
-        less, more = (
-            float(Objective("consistency", 3, weight).loss(differing, labels))
-            for weight in (0.0, 1e3)
-        )
+        same = np.repeat(logits, 3, axis=0)
+        differing, _ = some_logits((3, 4, 5))
+
+        @oracles.on_host
+        def losses(logits):
+            return [
+                Objective("consistency", 3, weight).loss(logits, labels)
+                for weight in (0.0, 1e3)
+            ]
+
+        self.assertAlmostEqual(*map(float, losses(same)), places=3)
+        less, more = losses(differing)
         self.assertGreater(more, less + 10)
 
     @EACH_OBJECTIVE
     def test_stays_finite_for_certain_answers(self, name):
         logits = jnp.array([[[0.0, 300.0], [500.0, 0.0]], [[400.0, 0.0], [0.0, 9.0]]])
         labels = np.array([0, 1])
-        value, slope = jax.value_and_grad(Objective(name, 2).loss)(logits, labels)
+        value_and_slope = oracles.on_host(jax.value_and_grad(Objective(name, 2).loss))
+        value, slope = value_and_slope(logits, labels)
         chex.assert_tree_all_finite((value, slope))
 
 
@@ -215,6 +219,18 @@ def optimizer_of(noise_learning_rate):
     )
 
 
+@functools.cache
+def pictures_of(noise):
+    """Function of parameters, images and draws `[copies, B, ...]` to pictures."""
+
+    def pictures(params, images, draws):
+        of_each = jax.vmap(noise.picture, (None, 0, 0))
+        prepared = noise.prepare(params)
+        return jax.vmap(of_each, (None, None, 0))(prepared, images, draws)
+
+    return oracles.on_host(pictures, compiler_options=QUICKLY)
+
+
 class Trained:
     """A training step that is compiled once, and the data and keys it is tried on."""
 
@@ -224,9 +240,11 @@ class Trained:
     def __init__(self, objective, noise, noise_learning_rate):
         self.objective = Objective(objective, 2, consistency=3.0, attack_radius=1.5)
         self.noise, self.optimizer = learned(noise), optimizer_of(noise_learning_rate)
-        self.step = steps.make_train_step(
+        step = steps.make_train_step(
             Dense(), self.optimizer, self.noise, scale=255.0, objective=self.objective
         )
+        arguments = self.first_state(), self.key, self.data.images, self.labels
+        self.step = step.lower(*arguments).compile(QUICKLY)
 
     def first_state(self):
         key = jax.random.key(2)
@@ -238,20 +256,20 @@ class Trained:
     def draws(self):
         """What the first step adds noise by: `[copies, B, ...]`."""
         _, key = jax.random.split(jax.random.fold_in(self.key, 0))
-        keys = jnp.array([jax.random.fold_in(key, i) for i in range(16)])
-        draws = oracles.on_host(jax.vmap(self.noise.draw))(keys)
-        return np.array(draws).reshape(2, 8, *draws.shape[1:])
+        draws = np.array(
+            [self.noise.draw(jax.random.fold_in(key, i)) for i in range(16)]
+        )
+        return draws.reshape(2, 8, *draws.shape[1:])
 
     def logits(self, state):
         """Function of draws `[copies, B, ...]` to logits, the classifier in float64."""
-        prepared = jax.jit(self.noise.prepare)(state.noise)
-        of_each = jax.vmap(self.noise.picture, (None, 0, 0))
-        pictures = oracles.on_host(jax.vmap(of_each, (None, None, 0)))
-        weights = jax.tree.map(np.asarray, state.params["Dense_0"])
+        params = jax.tree.map(np.array, state.noise)
+        weights = jax.tree.map(np.float64, state.params["Dense_0"])
 
         def of_draws(draws):
-            flat = pictures(prepared, self.images, draws).reshape(*draws.shape[:2], -1)
-            return flat @ np.float64(weights["kernel"]) + weights["bias"]
+            pictures = pictures_of(self.noise)(params, self.images, draws)
+            flat = pictures.reshape(*draws.shape[:2], -1)
+            return flat @ weights["kernel"] + weights["bias"]
 
         return of_draws
 
@@ -326,27 +344,34 @@ class StepTest(chex.TestCase):
                 np.testing.assert_array_equal(end, start)
 
     def test_evaluation_shows_the_noise_as_it_is_now(self):
-        images, noise = separable(30).images, learned("view", 0.5)
+        class Louder:
+            """As much of learned noise as an evaluation needs."""
+
+            def prepare(self, params):
+                return 2 * params
+
+            def draw(self, key):
+                return jax.random.normal(key, SHAPE)
+
+            def picture(self, prepared, image, draw):
+                return image + prepared * draw
+
+        images, key = separable(30).images, jax.random.key(5)
         first = trained("cross_entropy").first_state()
-        # Louder at some frequencies than at others.
-        loud = jnp.linspace(0.01, 3, len(first.noise["features"]))
-        moved = {"features": first.noise["features"] * loud[:, None, None, None]}
-        key = jax.random.key(5)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(30))
+        draws = np.asarray(jax.vmap(Louder().draw)(keys)).reshape(30, -1)
+        weights = jax.tree.map(np.asarray, first.params["Dense_0"])
 
-        @oracles.on_host
-        def answers_of(state):
-            prepared = noise.prepare(state.noise)
-            noisy = steps.perturb_batch(
-                key, images / np.float32(255), noise, False, prepared
-            )
-            return jnp.argmax(Dense().apply(state.variables, noisy), axis=-1)
+        def answers_of(noise):
+            noisy = images.reshape(30, -1) / np.float32(255) + 2 * noise * draws
+            return np.argmax(noisy @ weights["kernel"] + weights["bias"], axis=-1)
 
-        labels = answers_of(first)
-        after = first._replace(noise=moved)
-        expected = np.sum(answers_of(after) == labels)
-        measure = steps.make_eval_step(Dense(), noise, scale=255.0)
-        self.assertEqual(int(measure(first, key, images, labels)), 30)
-        self.assertEqual(int(measure(after, key, images, labels)), expected)
+        labels = answers_of(0.05)
+        expected = np.sum(answers_of(2.0) == labels)
+        measure = steps.make_eval_step(Dense(), Louder(), scale=255.0)
+        for noise, count in ((0.05, 30), (2.0, expected)):
+            state = first._replace(noise=jnp.float32(noise))
+            self.assertEqual(int(measure(state, key, images, labels)), count)
         self.assertLess(expected, 30)
 
 

@@ -467,7 +467,7 @@ class ReportTest(chex.TestCase):
             for shares in rng.dirichlet(np.full(3, 0.4), 30)
         ]
 
-    def write(self, smoothing, settings, use_runner_up, spread):
+    def write(self, smoothing, settings, use_runner_up, spread, num_classes=3):
         """A run directory as certify.py leaves it; its certificates."""
         certificates = [
             wsjax.smoothing.certificate_from_votes(
@@ -489,8 +489,17 @@ class ReportTest(chex.TestCase):
             },
             data_checksum="abc",
             spread=spread,
+            num_classes=num_classes,
         )
         return certificates
+
+    def forget(self, *names):
+        """Takes entries out of `run.json`, as earlier versions left it."""
+        path = self.folder / "run.json"
+        whole = json.loads(path.read_text())
+        for name in names:
+            del whole["certify"][name]
+        path.write_text(json.dumps(whole))
 
     def assert_evaluates(self, certificates, found):
         np.testing.assert_allclose(
@@ -524,18 +533,44 @@ class ReportTest(chex.TestCase):
         smoothing = wsjax.make_smoothing("flow_laplace", 0.02, "l2")
         settings = {"noise": "flow_laplace", "sigma": 0.02, "ground_metric": "l2"}
         # Runs of that time say whether to use the runner-up by a truth value.
-        certificates = self.write(smoothing, settings, True, 0.02)
+        certificates = self.write(smoothing, settings, False, 0.02)
         if kept == "nothing":
-            path = self.folder / "run.json"
-            whole = json.loads(path.read_text())
-            del whole["certify"]["spread"]
-            path.write_text(json.dumps(whole))
+            self.forget("spread", "num_classes")
 
         published, tight = report.read_certified(self.folder)
 
         self.assert_evaluates(certificates, tight)
         self.assertTrue((published.radii <= tight.radii).all())
         self.assertLess(published.radii.max(), tight.radii.max())
+
+    def test_gaussian_runs_without_a_kappa_are_refused(self):
+        smoothing = wsjax.make_smoothing("power_law", 0.3, "l1", image_shape=(4, 5, 1))
+        settings = {"noise": "flow_gaussian", "sigma": 0.3, "ground_metric": "l1"}
+        self.write(smoothing, settings, "never", smoothing.spread)
+        self.forget("spread")
+        with self.assertRaisesRegex(ValueError, "did not record the kappa.*again"):
+            report.read_certified(self.folder)
+
+    @parameterized.parameters(True, "always", "auto")
+    def test_runner_up_bounds_without_a_number_of_classes_are_refused(self, choice):
+        smoothing = wsjax.make_smoothing("flow_laplace", 0.02, "l2")
+        settings = {"noise": "flow_laplace", "sigma": 0.02, "ground_metric": "l2"}
+        self.write(smoothing, settings, choice, 0.02)
+        self.forget("num_classes")
+        with self.assertRaisesRegex(ValueError, "number of classes.*again"):
+            report.read_certified(self.folder)
+
+    @parameterized.parameters("always", "auto")
+    def test_classes_that_never_appear_share_alpha_all_the_same(self, choice):
+        # Ten classes, of which votes and labels show the first three.
+        self.votes = [
+            tuple(np.pad(part, (0, 7)) for part in votes) for votes in self.votes
+        ]
+        smoothing = wsjax.make_smoothing("flow_laplace", 0.02, "l2")
+        settings = {"noise": "flow_laplace", "sigma": 0.02, "ground_metric": "l2"}
+        certificates = self.write(smoothing, settings, choice, 0.02, num_classes=10)
+        _, tight = report.read_certified(self.folder)
+        self.assert_evaluates(certificates, tight)
 
 
 class RowTest(chex.TestCase):

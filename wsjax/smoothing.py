@@ -177,6 +177,11 @@ def theorem_about(noise: str, certificate: str) -> Callable:
     return published
 
 
+def spread_is_sigma(noise: str) -> bool:
+    """Whether the theorem about a noise of this name asks for `sigma`, not `kappa`."""
+    return noise in _IID
+
+
 def _gaussian_law(name, sigma, wrap, gamma, image_shape):
     if name == "flow_gaussian":
         return noise.FlowGaussian(sigma, wrap=wrap)
@@ -283,19 +288,23 @@ def check_image(image) -> None:
         )
 
 
-def check_protocol(*, n0: int, n: int, alpha: float) -> None:
+def check_protocol(
+    *, n0: int, n: int, alpha: float, use_runner_up: bool | str = "never"
+) -> None:
     """Refuses numbers of votes and levels with which nothing can be certified.
 
     Args:
       n0: votes that select the class.
       n: votes that bound its probability.
       alpha: probability that a certificate is wrong.
+      use_runner_up: as in `certify`.
 
     Raises:
-      ValueError: `n0` or `n` is not a positive whole number, or `alpha` is outside
-        (0, 1/2).
+      ValueError: `n0` or `n` is not a positive whole number, `alpha` is outside
+        (0, 1/2), or an unknown choice.
     """
     confidence.check_alpha(alpha)
+    _runner_up_choice(use_runner_up)
     for name, value in (("n0", n0), ("n", n)):
         if int(value) != value or value < 1:
             raise ValueError(
@@ -439,7 +448,7 @@ def certify_each(
     Raises:
       ValueError: as `certify`.
     """
-    check_protocol(n0=n0, n=n, alpha=alpha)
+    check_protocol(n0=n0, n=n, alpha=alpha, use_runner_up=use_runner_up)
     classify = votes.as_argument(classify)
 
     def launch(key, image):
@@ -532,11 +541,16 @@ def certificate_from_votes(
     )
 
 
-def _bounds_others(use_runner_up, selection_votes, n, smoothing, alpha):
-    """Whether the other classes are bounded too; looks at selection votes alone."""
+def _runner_up_choice(use_runner_up):
     choice = {True: "always", False: "never"}.get(use_runner_up, use_runner_up)
     if choice not in RUNNER_UP:
         raise ValueError(f"use_runner_up={use_runner_up!r} is not one of {RUNNER_UP}.")
+    return choice
+
+
+def _bounds_others(use_runner_up, selection_votes, n, smoothing, alpha):
+    """Whether the other classes are bounded too; looks at selection votes alone."""
+    choice = _runner_up_choice(use_runner_up)
     if choice != "auto":
         return choice == "always"
     # What the certificate would be if estimation voted like selection.

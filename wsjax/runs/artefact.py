@@ -75,7 +75,7 @@ def save(path: pathlib.Path, artefact: Artefact) -> None:
     temporary = pathlib.Path(path).with_suffix(".tmp")
     try:
         save_file(arrays, temporary, text)
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         temporary.unlink(missing_ok=True)
         raise OSError(f"{path} could not be written: {error}") from error
     os.replace(temporary, path)
@@ -139,9 +139,13 @@ def read(path: pathlib.Path) -> Artefact:
         about, claim, provenance = (
             json.loads(text[key]) for key in ("description", "claim", "provenance")
         )
+        if not (isinstance(about, dict) and isinstance(provenance, dict)):
+            raise ValueError("its description or provenance is no object")  # noqa: TRY004
+        if "smoothing" not in provenance["config"]:
+            raise ValueError("its provenance names no noise")
         metric, claimed = str(claim["ground_metric"]), float(claim["kappa"])
         found = gaussian.kappa(law, law.image_shape, metric)
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path} is no classifier of this program, or is damaged ({error})."
         ) from error

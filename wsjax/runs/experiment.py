@@ -157,7 +157,16 @@ def make_optimizer(
 
 
 def make_objective(settings: dict[str, Any]) -> objectives.Objective:
-    """The training objective of a config's `train` block; errors of `Objective`."""
+    """The training objective of a config's `train` block.
+
+    Raises:
+      ValueError: as `Objective`, or copies are to share one draw.
+    """
+    if settings["share_noise"] and settings["copies"] > 1:
+        raise ValueError(
+            f"train.share_noise=True gives all train.copies={settings['copies']} copies "
+            f"of an image the same noise; use train.copies=1, or share no noise."
+        )
     return objectives.Objective(
         settings["objective"],
         settings["copies"],
@@ -187,6 +196,33 @@ def make_augment(name: str) -> Callable | None:
     )
 
 
+def trace_state(
+    module: Any,
+    image_shape: tuple[int, int, int],
+    settings: dict[str, Any],
+    noise: Any = None,
+) -> Any:
+    """Shapes of a fresh training state, nothing computed.
+
+    Args:
+      module: Flax classifier.
+      image_shape: `(H, W, C)`.
+      settings: the config's `train` block.
+      noise: as in `loop.train`.
+
+    Returns:
+      A `steps.TrainState` of shapes and dtypes.
+
+    Raises:
+      ValueError: settings of the model or of learned noise do not fit the images.
+    """
+    optimizer = make_optimizer(settings, 1, hasattr(noise, "prepare"))
+    return jax.eval_shape(
+        lambda key: steps.init_state(key, module, image_shape, optimizer, noise),
+        jax.random.key(0),
+    )
+
+
 def restore_classifier(
     config: dict[str, Any], workdir: pathlib.Path, examples: Examples
 ) -> Callable[[jax.Array], jax.Array]:
@@ -213,12 +249,8 @@ def restore_classifier(
         )
         return models.classifier(module, variables)
     checkpoints.check_description(workdir, description(config, examples))
-    # Any optimizer gives the right structure: only the variables are used.
-    optimizer = make_optimizer(config["train"], 1)
-    like = jax.eval_shape(
-        lambda key: steps.init_state(key, module, examples.image_shape, optimizer),
-        jax.random.key(0),
-    )
+    # Any schedule gives the right structure: only the variables are used.
+    like = trace_state(module, examples.image_shape, config["train"])
     store = checkpoints.Checkpoints(workdir)
     try:
         state = store.restore(like)
@@ -292,7 +324,7 @@ def make_learned_noise(config: dict[str, Any], images: np.ndarray) -> Any:
       ValueError: a setting is outside its range.
     """
     settings = config["smoothing"]
-    _check_unused(settings, "sigma")
+    _check_learned(settings)
     scale = settings["certificate_scale"]
     if not 0 < scale < float("inf"):
         raise ValueError(
@@ -323,11 +355,18 @@ def make_learned_noise(config: dict[str, Any], images: np.ndarray) -> Any:
     )
 
 
+def _check_learned(settings):
+    for name in ("sigma", "wrap"):
+        _check_unused(settings, name)
+    # Raises if there is no such theorem about Gaussian noise.
+    smoothing.theorem_about(settings["noise"], settings["certificate"])
+
+
 def _check_unused(settings, name):
     if settings[name]:
         raise ValueError(
             f"smoothing.{name}={settings[name]!r} means nothing to "
-            f"smoothing.noise={settings['noise']!r}; set it to 0."
+            f"smoothing.noise={settings['noise']!r}; set it to {type(settings[name])()}."
         )
 
 
@@ -379,6 +418,7 @@ def load_artefact(
       ValueError: as `artefact.load`; or the config asks for another certificate
         scale or kind of noise than what is stored.
     """
+    _check_learned(config["smoothing"])
     path = config["model"]["checkpoint"] or pathlib.Path(workdir) / artefact.NAME
     stored = artefact.load(pathlib.Path(path), description(config, examples))
     settings, claim = config["smoothing"], stored.claim

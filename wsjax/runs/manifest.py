@@ -52,6 +52,7 @@ def record(
     data_checksum: str,
     classifier: str | None = None,
     spread: float | None = None,
+    num_classes: int | None = None,
     may_differ: tuple[str, ...] = (),
 ) -> None:
     """Writes this script's entry, or checks it against the one that is there.
@@ -63,6 +64,7 @@ def record(
       data_checksum: of the data the script reads.
       classifier: fingerprint of the classifier the results are about, if any; rows of
         two classifiers must not share a file.
+      num_classes: of the classifier: bounds on the runner-up depend on it.
       spread: `sigma` or `kappa` of the noise, as the certificate used it.
       may_differ: dotted keys that do not change results (devices, block sizes).
 
@@ -77,6 +79,7 @@ def record(
         "data_checksum": data_checksum,
         "classifier": classifier,
         "spread": spread,
+        "num_classes": num_classes,
         "versions": versions(),
         "devices": devices(),
         "command": [pathlib.Path(sys.argv[0]).name, *sys.argv[1:]],

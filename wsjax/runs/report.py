@@ -120,15 +120,39 @@ def read_certified(
         certificates = [settings["certificate"]]
         if settings["noise"].endswith("laplace"):
             certificates = ["published", "tight"]
-    # Runs of version 0.1 had no other spread than sigma.
-    spread = entry.get("spread") or settings["sigma"]
+    spread = entry.get("spread")
+    if spread is None:
+        if not smoothing.spread_is_sigma(settings["noise"]):
+            raise ValueError(
+                f"{workdir} was certified by version 0.1, which did not record the "
+                f"kappa of its {settings['noise']} noise; certify it again in another "
+                f"--workdir."
+            )
+        spread = settings["sigma"]
+    classes = entry.get("num_classes")
+    if classes is None:
+        if certify["use_runner_up"] not in (False, "never"):
+            raise ValueError(
+                f"{workdir} does not record its number of classes, on which bounds on "
+                f"the runner-up depend; certify it again in another --workdir."
+            )
+        classes = _classes_seen(rows)
     return [
-        _evaluate(workdir.name, rows, name, settings, certify, spread)
+        _evaluate(workdir.name, rows, name, settings, certify, spread, classes)
         for name in certificates
     ]
 
 
-def _evaluate(name: str, rows: Rows, bound, settings, certify, spread) -> Certified:
+def _classes_seen(rows):
+    """Enough classes for all votes and labels; others change no bound on one class."""
+    cells = (cell for name in ("votes", "selection_votes") for cell in rows.text(name))
+    voted = (int(pair.split(":")[0]) for cell in cells for pair in cell.split(","))
+    return 1 + max(1, int(rows.ints("label").max(initial=1)), max(voted, default=1))
+
+
+def _evaluate(
+    name: str, rows: Rows, bound, settings, certify, spread, classes
+) -> Certified:
     # The noise is not drawn again; the theorem and the spread on record suffice.
     smooth = smoothing.Smoothing(
         NoiseLaw(),
@@ -137,16 +161,6 @@ def _evaluate(name: str, rows: Rows, bound, settings, certify, spread) -> Certif
         settings["ground_metric"],
     )
     labels = rows.ints("label")
-    classes = 1 + max(
-        (
-            int(pair.split(":")[0])
-            for cell in rows.text("votes")
-            for pair in cell.split(",")
-        ),
-        default=1,
-    )
-    # A class without any vote anywhere changes no bound but the number of bounds.
-    classes = max(classes, 1 + int(labels.max(initial=1)))
     selection = rows.votes("selection_votes", classes)
     votes = rows.votes("votes", classes)
     alpha = certify["alpha"]
