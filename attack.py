@@ -3,20 +3,20 @@
   python attack.py --config=configs/digits.py
 
 Run it after train.py (and certify.py, for its curve in the figure) with the same
-config and workdir. The attack is that of the paper's experiments: projected gradient
-steps onto a growing Wasserstein ball. Rows go to attack_base.tsv and
-attack_smoothed.tsv, adversarial images beside them, figures and summary to the run
-directory. A stopped run goes on from the rows it wrote.
+config and workdir. `--config.attack.method` is "flow", the attack of this project, or
+one of the published ones: "sinkhorn" (Wong et al.), "capacity" (Hu et al.), "dual" (Wu
+et al.). Each method has rows of its own, attack_METHOD_TARGET.tsv, adversarial images
+beside them, and a curve in the figure and line in the summary with the others that ran
+in this workdir. A stopped run goes on from the rows it wrote.
 """
 
-import dataclasses
 import logging
 import time
 
 import jax
 import numpy as np
 
-from wsjax import attacks
+from wsjax.attacks import registry
 from wsjax.runs import attack_report, cli, experiment, manifest, rows, streams
 from wsjax.runs import config as configs
 from wsjax.runs.progress import progress
@@ -28,16 +28,17 @@ _log = logging.getLogger("wsjax")
 def main(config, workdir):
     examples = experiment.Examples(config["data"], "test")
     indices = experiment.chosen_indices(config["data"], len(examples))
-    targets = attack_report.chosen_targets(config["attack"]["target"])
-    fields = [field.name for field in dataclasses.fields(attacks.SinkhornAttack)]
-    settings = attacks.SinkhornAttack(**{k: config["attack"][k] for k in fields})
+    name = config["attack"]["method"]
+    method = registry.get_method(name)
+    settings = experiment.make_attack(config)
+    targets = attack_report.chosen_targets(config["attack"]["target"], method)
     trained = cli.trained_dir(workdir)
     classify = experiment.restore_classifier(config, trained, examples)
     smoothing = experiment.restore_smoothing(config, trained, examples)
     manifest.record(
         workdir,
-        "attack",
-        configs.select(config, "data", "model", "smoothing", "attack"),
+        f"attack {name}",
+        attack_report.recorded(config),
         data_checksum=examples.checksum,
         classifier=experiment.fingerprint(classify, smoothing.noise),
         spread=smoothing.spread,
@@ -47,8 +48,8 @@ def main(config, workdir):
     for target in targets:
         attack(
             workdir,
-            target,
-            config["seed"],
+            attack_report.Attacked(name, target),
+            config,
             examples,
             indices,
             classify,
@@ -58,51 +59,52 @@ def main(config, workdir):
     attack_report.show_attacks(workdir, examples, config["attack"]["pictures"])
 
 
-def attack(workdir, target, seed, examples, indices, classify, smoothing, settings):
+def attack(workdir, case, config, examples, indices, classify, smoothing, settings):
     """Attacks the images of one target that have no row yet."""
-    path = workdir / attack_report.rows_name(target)
-    folder = workdir / attack_report.folder_name(target)
+    folder = workdir / case.folder
     folder.mkdir(exist_ok=True)
-    key = streams.stream_key(seed, streams.ATTACK)
-    fresh = streams.stream_key(seed, streams.VERIFY)
-    ask = attack_report.make_ask(classify, smoothing, settings)
-    # Attacks on the plain classifier draw nothing and share their gradient steps;
-    # smoothed ones go one by one, each with a key of its own.
+    key = streams.stream_key(config["seed"], streams.ATTACK)
+    fresh = streams.stream_key(config["seed"], streams.VERIFY)
+    votes = {k: config["attack"][k] for k in ("n", "alpha")}
+    run = registry.get_method(case.method).run
+    noise = {"smoothing": smoothing} if smoothing else {}
+    # Attacks on the plain classifier share their gradient steps; smoothed ones go one
+    # by one, each with a key of its own.
     size = 1 if smoothing else settings.batch_size
-    with rows.RowWriter(path, attack_report.COLUMNS) as writer, StopFlag() as stop:
+    with rows.RowWriter(workdir / case.rows, attack_report.COLUMNS) as writer:
         todo = [index for index in indices if index not in writer.done]
-        with progress(total=len(todo), desc=f"attack {target}", unit="image") as bar:
+        with (
+            progress(total=len(todo), desc=f"attack {case.title}", unit="image") as bar,
+            StopFlag() as stop,
+        ):
             for start in range(0, len(todo), size):
                 group = todo[start : start + size]
                 images = np.stack([examples.checked(index) for index in group])
                 labels = np.array([examples[index][1] for index in group])
                 before = time.perf_counter()
-                result = attacks.sinkhorn_attack(
+                result = run(
                     images,
                     labels,
                     classify,
                     key=jax.random.fold_in(key, group[0]),
-                    smoothing=smoothing,
                     settings=settings,
+                    **noise,
                 )
                 seconds = (time.perf_counter() - before) / len(group)
-                distances = attacks.measure(images, result.adversarial)
+                # Ask again at a valid image, by votes never seen before.
+                judged = attack_report.judge(
+                    images,
+                    result.adversarial,
+                    classify,
+                    smoothing,
+                    keys=[jax.random.fold_in(fresh, index) for index in group],
+                    **votes,
+                )
                 for place, index in enumerate(group):
                     np.save(folder / f"{index:06d}.npy", result.adversarial[place])
-                    # Ask again, where mass is restored, by votes never seen before.
-                    restored = attacks.restore_mass(
-                        images[place], result.adversarial[place]
-                    )
-                    answer = ask(jax.random.fold_in(fresh, index), restored)
                     writer.write(
                         **attack_report.attack_row(
-                            index,
-                            int(labels[place]),
-                            answer,
-                            result,
-                            distances,
-                            place,
-                            seconds,
+                            index, int(labels[place]), result, judged, place, seconds
                         )
                     )
                 bar.update(len(group))

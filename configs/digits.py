@@ -49,12 +49,16 @@ def get_config():
         "block_size": 500,
     }
     config.attack = {
+        "method": "flow",  # Or one of the published ones.
         "target": "both",
-        "epsilon": 0.02,  # First radius of the growing schedule,
-        "epsilon_factor": 1.25,  # multiplied by this
-        "epsilon_every": 5,  # every so many steps.
-        "max_steps": 150,
         "n": 2_000,  # Votes per answer of the smoothed classifier.
         "pictures": 6,
+        "flow": {"start_radius": 0.05},
+        "sinkhorn": {
+            "epsilon": 0.02,  # First radius of the growing schedule,
+            "epsilon_factor": 1.25,  # multiplied by this
+            "epsilon_every": 5,  # every so many steps.
+            "max_steps": 150,
+        },
     }
     return with_defaults(config)

@@ -63,8 +63,11 @@ def get_config():
         "backend": "pmap",
     }
     config.attack = {
+        "method": "flow",  # Or one of the published ones.
         "target": "both",
-        "epsilon": 0.3,  # First radius of the growing schedule, as published.
-        "max_steps": 200,
+        "sinkhorn": {
+            "epsilon": 0.3,  # First radius of the growing schedule, as published.
+            "max_steps": 200,
+        },
     }
     return with_defaults(config)

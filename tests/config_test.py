@@ -8,7 +8,7 @@ import ml_collections
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from wsjax import attacks
+from wsjax.attacks import registry
 from wsjax.runs import config, experiment
 from wsjax.training import learned_noise, objectives
 
@@ -47,9 +47,18 @@ class ResolveTest(chex.TestCase):
             self.assertEqual({**resolved[block], **values}, resolved[block])
 
     def test_attack_defaults_are_those_of_the_attack(self):
-        settings = config.resolve(LEAST)["attack"]
-        for name, value in vars(attacks.SinkhornAttack()).items():
-            self.assertEqual(settings[name], value)
+        for name, method in registry.METHODS.items():
+            resolved = config.resolve(least(attack={"method": name}))
+            built = experiment.make_attack(resolved)
+            metric = resolved["smoothing"]["ground_metric"]
+            self.assertEqual(built, method.settings(ground_metric=metric))
+
+    def test_attack_metric_is_its_own_where_given(self):
+        resolved = config.resolve(least(attack={"flow": {"ground_metric": "l1"}}))
+        self.assertEqual(experiment.make_attack(resolved).ground_metric, "l1")
+        unknown = config.resolve(least(attack={"method": "fast"}))
+        with self.assertRaisesRegex(ValueError, "attack.method='fast' .*'flow'"):
+            experiment.make_attack(unknown)
 
     def test_defaults_of_training_are_those_of_its_parts(self):
         resolved = config.resolve(LEAST)
@@ -72,12 +81,10 @@ class ResolveTest(chex.TestCase):
             self.assertEqual(learned[key], defaults[name], key)
 
     def test_keeps_what_is_set(self):
-        whole = least(
-            seed=5, attack={"max_steps": 3}, certify={"use_runner_up": "auto"}
-        )
+        whole = least(seed=5, attack={"n": 3}, certify={"use_runner_up": "auto"})
         resolved = config.resolve(whole)
         self.assertEqual(resolved["seed"], 5)
-        self.assertEqual(resolved["attack"]["max_steps"], 3)
+        self.assertEqual(resolved["attack"]["n"], 3)
         self.assertEqual(resolved["certify"]["use_runner_up"], "auto")
         self.assertEqual(config.resolve(resolved), resolved)
 
@@ -163,7 +170,9 @@ class ResolveTest(chex.TestCase):
                 experiment.make_learned_noise(resolved, np.ones((3, 8, 8, 1)))
 
     def test_with_defaults_opens_every_setting_to_the_command_line(self):
-        bare = ml_collections.ConfigDict(least(attack={"max_steps": 3}, seed=4))
+        bare = ml_collections.ConfigDict(
+            least(attack={"n": 3, "flow": {"levels": 7}}, seed=4)
+        )
         before = config.resolve(bare)
 
         full = config.with_defaults(bare)

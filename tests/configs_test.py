@@ -1,6 +1,6 @@
 """Tests of the files in configs/: each loads, resolves, and builds all it names."""
 
-import dataclasses
+import functools
 import pathlib
 import re
 import runpy
@@ -13,7 +13,8 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from scipy import stats
 
-from wsjax import attacks, smoothing, votes
+from wsjax import smoothing, votes
+from wsjax.attacks import registry
 from wsjax.runs import attack_report, cli, config, experiment
 from wsjax.training import learned_noise, steps
 
@@ -103,10 +104,14 @@ class ConfigsTest(chex.TestCase):
     @EACH_CONFIG
     def test_attack(self, path):
         settings, _ = load(path)
-        fields = [field.name for field in dataclasses.fields(attacks.SinkhornAttack)]
-        built = attacks.SinkhornAttack(**{k: settings["attack"][k] for k in fields})
-        self.assertGreaterEqual(built.n, 1)
-        attack_report.chosen_targets(settings["attack"]["target"])
+        for name, method in registry.METHODS.items():
+            chosen = {**settings, "attack": {**settings["attack"], "method": name}}
+            built = experiment.make_attack(chosen)
+            self.assertEqual(
+                built.ground_metric, settings["smoothing"]["ground_metric"]
+            )
+            targets = attack_report.chosen_targets(settings["attack"]["target"], method)
+            self.assertEqual("smoothed" in targets, method.smoothed)
 
     @EACH_CONFIG
     def test_header_has_the_commands(self, path):
@@ -126,8 +131,9 @@ class ConfigsTest(chex.TestCase):
         _, header = load(path)
         texts = [header, "--config.model.checkpoint --config.data.stride"]
         for key in re.findall(r"--config\.([\w.]*\w)", " ".join(texts)):
-            block, name = key.split(".")
-            self.assertIn(name, given[block], f"{key} in {path.name}")
+            *blocks, name = key.split(".")
+            block = functools.reduce(lambda there, part: there[part], blocks, given)
+            self.assertIn(name, block, f"{key} in {path.name}")
 
     def test_paper_recipes_are_the_published_ones(self):
         for name, epsilon in (("mnist", 0.3), ("cifar", 0.001)):
@@ -138,8 +144,10 @@ class ConfigsTest(chex.TestCase):
             protocol = {"n0": 1_000, "n": 10_000, "alpha": 0.05}
             self.assertEqual(settings["certify"] | protocol, settings["certify"])
             self.assertEqual(settings["smoothing"]["certificate"], "published")
-            self.assertEqual(settings["attack"]["epsilon"], epsilon)
-            self.assertTrue(settings["attack"]["abstention_counts"])
+            self.assertEqual(settings["attack"]["method"], "sinkhorn")
+            published = settings["attack"]["sinkhorn"]
+            self.assertEqual(published["epsilon"], epsilon)
+            self.assertTrue(published["abstention_counts"])
 
     def test_the_published_method_is_under_paper_and_learned_noise_is_not(self):
         for path in FILES:

@@ -314,3 +314,27 @@ def compilations():
         yield seen
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def nearest_below(image, weights, metric, limit=0.0):
+    """Least transport to an image in [0, 1] whose weighted sum is at most `limit`.
+
+    In pixels x fraction of mass; infinite where there is no such image. A linear
+    program over plans between all pairs of pixels of a channel.
+    """
+    pixels = list(np.ndindex(image.shape))
+    pairs = [(p, q) for p in pixels for q in pixels if p[2] == q[2]]
+    cost = [pixel_distance(p[:2], q[:2], metric) for p, q in pairs]
+    number = {pixel: row for row, pixel in enumerate(pixels)}
+    leaves, arrives = np.zeros((2, len(pixels), len(pairs)))
+    for column, (p, q) in enumerate(pairs):
+        leaves[number[p], column] = arrives[number[q], column] = 1
+    answer = optimize.linprog(
+        cost,
+        A_eq=leaves,
+        b_eq=np.ravel(image),
+        A_ub=np.vstack([arrives, np.ravel(weights) @ arrives]),
+        b_ub=np.append(np.ones(len(pixels)), limit),
+        method="highs",
+    )
+    return answer.fun / image.sum() if answer.status == 0 else np.inf

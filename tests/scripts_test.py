@@ -284,7 +284,10 @@ LEARNED = textwrap.dedent(
                 "n0": 50, "n": 400, "alpha": 0.05, "use_runner_up": "auto",
                 "block_size": 100,
             },
-            "attack": {"epsilon": 0.1, "max_steps": 3, "n": 50, "pictures": 1},
+            "attack": {
+                "n": 50, "pictures": 1,
+                "flow": {"max_steps": 3, "num_samples": 8, "num_votes": 50},
+            },
         }))
     '''
 )
@@ -431,11 +434,11 @@ class LearnedNoiseTest(chex.TestCase):
     def test_attack_asks_the_classifier_under_its_noise(self):
         self.finished("attacked")
         for target in ("base", "smoothed"):
-            rows = read_rows(self.whole / f"attack_{target}.tsv")
+            rows = read_rows(self.whole / f"attack_flow_{target}.tsv")
             self.assertEqual(rows.ints("idx").tolist(), [0, 1])
         entries = manifest.read(self.whole)
         for key in ("classifier", "spread"):
-            self.assertEqual(entries["attack"][key], entries["certify"][key])
+            self.assertEqual(entries["attack flow"][key], entries["certify"][key])
 
     def test_bad_input_ends_with_one_line(self):
         for name, message in {

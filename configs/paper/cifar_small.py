@@ -58,10 +58,13 @@ def get_config():
         "backend": "pmap",
     }
     config.attack = {
+        "method": "sinkhorn",
         "target": "both",
-        "epsilon": 0.001,  # First radius of the growing schedule, as published.
-        "epsilon_factor": 1.17,
-        "max_steps": 400,
-        "regularization": 3000.0,
+        "sinkhorn": {
+            "epsilon": 0.001,  # First radius of the growing schedule, as published.
+            "epsilon_factor": 1.17,
+            "max_steps": 400,
+            "regularization": 3000.0,
+        },
     }
     return with_defaults(config)

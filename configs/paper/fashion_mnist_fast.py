@@ -53,8 +53,11 @@ def get_config():
         "backend": "pmap",
     }
     config.attack = {
+        "method": "sinkhorn",
         "target": "both",
-        "epsilon": 0.3,  # First radius of the growing schedule, as published.
-        "max_steps": 200,
+        "sinkhorn": {
+            "epsilon": 0.3,  # First radius of the growing schedule, as published.
+            "max_steps": 200,
+        },
     }
     return with_defaults(config)

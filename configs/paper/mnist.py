@@ -56,13 +56,16 @@ def get_config():
         "backend": "pmap",
     }
     config.attack = {
+        "method": "sinkhorn",
         "target": "both",
-        "epsilon": 0.3,
-        "max_steps": 200,
-        "ground_metric": "l2",  # Cost (di^2 + dj^2)^(power / 2) inside the window,
-        "power": 1.0,
-        "kernel_size": 5,
-        "regularization": 1_000.0,  # lambda; larger is closer to the exact ball.
-        "abstention_counts": True,
+        "sinkhorn": {
+            "epsilon": 0.3,
+            "max_steps": 200,
+            "ground_metric": "l2",  # Cost (di^2 + dj^2)^(power / 2) inside the window,
+            "power": 1.0,
+            "kernel_size": 5,
+            "regularization": 1_000.0,  # lambda; larger is closer to the exact ball.
+            "abstention_counts": True,
+        },
     }
     return with_defaults(config)

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wsjax import smoothing as smoothed
+from wsjax.attacks.answers import check_images, fold_in, is_wrong, make_ask
 from wsjax.attacks.sinkhorn import sinkhorn_projection, window_cost
 from wsjax.votes import as_argument
 
@@ -39,7 +40,6 @@ _COMPILED = (
     "clamp",
     "num_samples",
 )
-_NOT_FINITE = -2  # Stands for the answer when a logit is NaN or infinite.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,9 +182,10 @@ def sinkhorn_attack(
     Source: Levine & Feizi, arXiv:1910.10783, Section 6 and published code; Wong,
     Schmidt & Kolter, arXiv:1902.07906, for the attack on a plain classifier.
     """
-    originals, right = _checked(images, labels)
+    originals, right = check_images(images, labels)
     if key is None and (smoothing is not None or decide is not None):
         raise ValueError("An attack with smoothing or decide is random: pass key=.")
+    ask = make_ask(classify, smoothing, decide, settings.n, settings.alpha)
     classify = as_argument(classify)
     perturb = None if smoothing is None else as_argument(smoothing.perturb)
     draws = 1 if smoothing is None else settings.num_samples
@@ -203,23 +204,15 @@ def sinkhorn_attack(
         blocks = []
         for block in np.split(rows, range(batch, len(rows), batch)):
             padded = np.resize(block, batch)
-            here = jnp.asarray(points[padded])
-            row_keys = _fold_in(key, padded, steps[padded])
-            if decide is not None:
-                found = np.asarray(decide(row_keys, here))
-            elif smoothing is not None:
-                pairs = zip(row_keys[: len(block)], here)
-                votes = [_vote(*pair, classify, smoothing, settings) for pair in pairs]
-                found = np.array(votes)
-            else:
-                found = np.asarray(_argmax(here, classify))
-                broken = np.unique(padded[found == _NOT_FINITE]).tolist()
-                if broken:
-                    raise ValueError(f"classify returns NaN or inf on images {broken}.")
-            blocks.append(found[: len(block)])
-        answers = np.concatenate(blocks)
-        abstained = answers == smoothed.ABSTAIN
-        return (answers != right[rows]) & (~abstained | settings.abstention_counts)
+            if smoothing is not None and decide is None:
+                padded = block  # Votes are costly, and one image at a time anyway.
+            row_keys = fold_in(key, padded, steps[padded])
+            blocks.append(ask(row_keys, points[padded])[: len(block)])
+        return is_wrong(
+            np.concatenate(blocks),
+            right[rows],
+            abstention_counts=settings.abstention_counts,
+        )
 
     success = wrong(key_answer, np.arange(len(originals)))
     epsilon = np.where(success, 0.0, np.inf)
@@ -230,7 +223,7 @@ def sinkhorn_attack(
         growths = steps[padded] // settings.epsilon_every
         ball = settings.epsilon * settings.epsilon_factor**growths
         moved = _step(
-            _fold_in(key_gradient, padded, steps[padded]),
+            fold_in(key_gradient, padded, steps[padded]),
             originals[padded],
             points[padded],
             right[padded],
@@ -339,61 +332,3 @@ def _is_dark(images, settings):
     # About twice the range of `lambda (z - y)`, in units of mass one.
     span = 4 * settings.regularization * settings.step_size / images.sum((1, 2, 3))
     return span > 80
-
-
-@jax.jit
-def _argmax(images, classify):
-    logits = classify(images)
-    finite = jnp.isfinite(logits).all(axis=-1)
-    return jnp.where(finite, logits.argmax(axis=-1), _NOT_FINITE)
-
-
-def _vote(key, image, classify, smoothing, settings):
-    """What the smoothed classifier answers at one image."""
-    return smoothed.predict(
-        key, image, classify, smoothing, n=settings.n, alpha=settings.alpha
-    ).label
-
-
-@jax.jit
-def _fold_in(key, rows, steps):
-    """One key per image and step, whichever other images are run."""
-
-    def one(row, step):
-        return jax.random.fold_in(jax.random.fold_in(key, row), step)
-
-    return jax.vmap(one)(rows, steps)
-
-
-def _checked(images, labels):
-    images, labels = np.asarray(images), np.asarray(labels)
-    if images.ndim != 4 or 0 in images.shape:
-        raise ValueError(
-            f"images has shape {images.shape} instead of [N, H, W, C]. Grayscale "
-            f"images need a last axis of size 1."
-        )
-    if not np.issubdtype(images.dtype, np.floating):
-        raise ValueError(
-            f"Pixels are {images.dtype}; convert to floats in [0, 1] first, e.g. "
-            f"images.astype(np.float32) / 255."
-        )
-    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(
-            f"labels has shape {labels.shape} and dtype {labels.dtype}; "
-            f"{len(images)} images need as many integers."
-        )
-    if not np.isfinite(images).all():
-        broken = np.flatnonzero(~np.isfinite(images).all((1, 2, 3)))
-        raise ValueError(f"Images {broken.tolist()} have NaN or infinite pixels.")
-    if images.min() < 0 or images.max() > 1:
-        raise ValueError(
-            f"Pixels run from {images.min():g} to {images.max():g}, outside [0, 1]. "
-            f"Divide 8-bit images by 255; leave standardisation to the model."
-        )
-    black = np.flatnonzero(images.sum((1, 2, 3)) == 0)
-    if black.size:
-        raise ValueError(
-            f"Images {black.tolist()} are all black: there is no mass to move. Leave "
-            f"them out."
-        )
-    return images, labels

@@ -2,28 +2,32 @@
 
 import json
 import pathlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from rich.table import Table
 
-from wsjax import plots, smoothing
-from wsjax.attacks import AttackResult, Measurement, SinkhornAttack, restore_mass
+from wsjax import plots
+from wsjax.attacks import AttackResult, measure, repair
+from wsjax.attacks.answers import make_ask
+from wsjax.attacks.registry import METHODS, Method
+from wsjax.runs import config as configs
 from wsjax.runs import manifest, report
 from wsjax.runs.rows import Rows, read_rows
-from wsjax.smoothing import ABSTAIN
-from wsjax.transport import exact_flow
-from wsjax.votes import as_argument
+from wsjax.smoothing import ABSTAIN, Smoothing
+from wsjax.transport import MASS_TOLERANCE, exact_flow
 
 TARGETS = ("base", "smoothed")
 
-# `radius` is nominal: the ball at the first success, by the rule of the attack (0 for an
-# image that was wrong to begin with, inf for a failure). `predict` is the answer at the
-# last image after the mass that clipping took is restored, by fresh votes; `l1` and `l2`
-# are the exact distances of that image. `success` is the attack's own word, `verified`
-# adds that `predict` is a wrong class, not an abstention.
+# `radius` is nominal: what the attack says of itself (0 for an image that was wrong to
+# begin with, inf for a failure), and `success` its own word. The rest is judged after
+# it, at the nearest valid image: pixels in [0, 1], mass as in the original. `predict`
+# is the answer there, by fresh votes; `verified` says that it is a wrong class, not an
+# abstention; `l1` and `l2` are the exact distances. What had to be repaired: mass lost
+# or gained, lowest and highest pixel, and the distances before (of the image rescaled
+# to its mass, whatever its range).
 COLUMNS = (
     "idx",
     "label",
@@ -39,71 +43,125 @@ COLUMNS = (
     "mass_error",
     "lowest",
     "highest",
+    "raw_l1",
+    "raw_l2",
 )
 
 
-def chosen_targets(name: str) -> tuple[str, ...]:
+class Attacked(NamedTuple):
+    """One attack on one classifier.
+
+    Attributes:
+      method: name of the attack.
+      target: "base" or "smoothed".
+    """
+
+    method: str
+    target: str
+
+    @property
+    def title(self) -> str:
+        """Name in tables and figures."""
+        return f"{self.method}, {self.target}"
+
+    @property
+    def rows(self) -> str:
+        """File of the rows."""
+        return f"attack_{self.method}_{self.target}.tsv"
+
+    @property
+    def folder(self) -> str:
+        """Folder of the adversarial images, one `.npy` each."""
+        return f"adversarial_{self.method}_{self.target}"
+
+
+class Judgement(NamedTuple):
+    """What N attacked images are worth; NumPy arrays `[N]`, as in `COLUMNS`."""
+
+    predict: np.ndarray
+    l1: np.ndarray
+    l2: np.ndarray
+    mass_error: np.ndarray
+    lowest: np.ndarray
+    highest: np.ndarray
+    raw_l1: np.ndarray
+    raw_l2: np.ndarray
+
+
+def chosen_targets(name: str, method: Method) -> tuple[str, ...]:
     """The classifiers that `config.attack.target` names.
 
     Raises:
-      ValueError: it is none of "base", "smoothed" and "both".
+      ValueError: it is none of "base", "smoothed" and "both", or the method attacks
+        plain classifiers only.
     """
     if name not in (*TARGETS, "both"):
         raise ValueError(f"attack.target={name!r} is not one of {(*TARGETS, 'both')}.")
-    return TARGETS if name == "both" else (name,)
+    if name == "smoothed" and not method.smoothed:
+        able = [other for other, method in METHODS.items() if method.smoothed]
+        raise ValueError(
+            f"attack.target='smoothed' needs an attack on smoothed classifiers: set "
+            f"attack.method to one of {able}, or attack.target to 'base'."
+        )
+    if name == "both":
+        return TARGETS if method.smoothed else ("base",)
+    return (name,)
 
 
-def rows_name(target: str) -> str:
-    """File of a target's rows."""
-    return f"attack_{target}.tsv"
+def recorded(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of a resolved config that the rows of its attack depend on."""
+    attack = config["attack"]
+    kept = {key: attack[key] for key in ("n", "alpha", attack["method"])}
+    return {**configs.select(config, "data", "model", "smoothing"), "attack": kept}
 
 
-def folder_name(target: str) -> str:
-    """Folder of a target's adversarial images, one `.npy` each."""
-    return f"adversarial_{target}"
-
-
-def make_ask(
+def judge(
+    images: np.ndarray,
+    adversarial: np.ndarray,
     classify: Callable[[jax.Array], jax.Array],
-    smooth: smoothing.Smoothing | None,
-    settings: SinkhornAttack,
-) -> Callable[[jax.Array, np.ndarray | None], int | None]:
-    """The question put to a classifier once its attack is over.
+    smoothing: Smoothing | None,
+    *,
+    keys: Sequence[jax.Array],
+    n: int,
+    alpha: float,
+) -> Judgement:
+    """Repairs attacked images, measures them and asks once more.
 
     Args:
+      images: `[N, H, W, C]`, the originals.
+      adversarial: what the attack returned.
       classify: base classifier.
-      smooth: noise of the smoothed classifier, or None for the plain one.
-      settings: number of votes and level.
-
-    Returns:
-      `(key, image or None) -> class, ABSTAIN, or None for no image`.
+      smoothing: noise of the smoothed classifier, or None for the plain one.
+      keys: one per image, never used before.
+      n: votes per answer.
+      alpha: level of the answers.
     """
-    logits = jax.jit(lambda classifier, images: classifier(images))
-
-    def ask(key, image):
-        if image is None:
-            return None
-        image = np.asarray(image, np.float32)
-        if smooth is None:
-            return int(np.argmax(logits(as_argument(classify), image[None])[0]))
-        return smoothing.predict(
-            key, image, classify, smooth, n=settings.n, alpha=settings.alpha
-        ).label
-
-    return ask
+    raw = measure(images, adversarial)
+    valid = np.array(repair.nearest_valid(images, adversarial))
+    # What is valid already stays as it is, to the last bit.
+    fine = (raw.mass_error <= MASS_TOLERANCE) & (raw.lowest >= 0) & (raw.highest <= 1)
+    valid[fine] = adversarial[fine]
+    l1, l2 = raw.l1.copy(), raw.l2.copy()
+    if not fine.all():
+        repaired = measure(images[~fine], valid[~fine])
+        l1[~fine], l2[~fine] = repaired.l1, repaired.l2
+    ask = make_ask(classify, smoothing, None, n, alpha)
+    predict = ask(keys, valid.astype(np.float32))
+    return Judgement(
+        predict, l1, l2, raw.mass_error, raw.lowest, raw.highest, raw.l1, raw.l2
+    )
 
 
 def attack_row(
     index: int,
     label: int,
-    answer: int | None,
     result: AttackResult,
-    distances: Measurement,
+    judged: Judgement,
     place: int,
     seconds: float,
 ) -> dict[str, Any]:
     """One row of `attack_*.tsv`: the image at `place` of an attacked group."""
-    predict = ABSTAIN if answer is None else answer
+    predict = int(judged.predict[place])
     success = bool(result.success[place])
     return {
         "idx": index,
@@ -115,35 +173,39 @@ def attack_row(
         "success": success,
         "verified": success and predict not in (label, ABSTAIN),
         "steps": int(result.steps[place]),
-        **{name: float(getattr(distances, name)[place]) for name in COLUMNS[-5:]},
+        **{name: float(getattr(judged, name)[place]) for name in judged._fields[1:]},
     }
 
 
-def attack_table(attacked: dict[str, Rows]) -> Table:
-    """The summary table: one line per target."""
+def attack_table(attacked: dict[Attacked, Rows]) -> Table:
+    """The summary table: one line per attack and classifier."""
     table = Table(title="Attacked test images", title_justify="left")
-    table.add_column("target")
+    table.add_column("attack, classifier")
     heads = (
         "images",
         "wrong before",
         "fooled",
         "verified",
+        "abstained",
         "median nominal r",
         "median exact l1",
         "median exact l2",
-        "median mass error",
+        "mass error",
+        "highest pixel",
         "s/image",
     )
     for head in heads:
         table.add_column(head, justify="right")
-    for target, rows in attacked.items():
+    shares = ("wrong_before", "fooled", "verified", "abstained")
+    for case, rows in attacked.items():
         total = _aggregate(rows)
         table.add_row(
-            target,
+            case.title,
             str(total["images"]),
-            *(f"{total[key]:.3f}" for key in ("wrong_before", "fooled", "verified")),
-            *(f"{total[key]:.4f}" for key in ("nominal", "l1", "l2", "mass_error")),
-            f"{total['seconds']:.2f}",
+            *(f"{total[key]:.3f}" for key in shares),
+            *(f"{total[key]:.4g}" for key in ("nominal", "l1", "l2")),
+            *(f"{total[key]:.2g}" for key in ("mass_error", "highest")),
+            f"{total['seconds']:.3g}",
         )
     return table
 
@@ -155,18 +217,20 @@ def _aggregate(rows):
     distances = {
         name: np.where(verified, rows.floats(name), np.inf) for name in ("l1", "l2")
     }
-    moved = verified & (nominal > 0)
+    moved = (rows.ints("success") == 1) & (nominal > 0)
     return {
         "images": len(rows),
         "wrong_before": float(np.mean(nominal == 0)),
         "fooled": float(np.mean(rows.ints("success"))),
         "verified": float(np.mean(verified)),
+        "abstained": float(np.mean(rows.ints("predict") == ABSTAIN)),
         "nominal": float(np.median(nominal)),
         "l1": float(np.median(distances["l1"])),
         "l2": float(np.median(distances["l2"])),
         "mass_error": float(
             np.median(rows.floats("mass_error")[moved]) if moved.any() else 0.0
         ),
+        "highest": float(rows.floats("highest").max()),
         "seconds": float(np.mean(rows.floats("time"))),
     }
 
@@ -177,40 +241,43 @@ def show_attacks(workdir: pathlib.Path, examples: Any, pictures: int) -> None:
     Args:
       workdir: where attack.py wrote.
       examples: `experiment.Examples` of the attacked images.
-      pictures: how many successes to draw per target.
+      pictures: how many successes to draw per attack and classifier.
 
     Raises:
       FileNotFoundError: nothing was attacked there.
     """
+    cases = [Attacked(method, target) for target in TARGETS for method in METHODS]
     attacked = {
-        target: read_rows(workdir / rows_name(target))
-        for target in TARGETS
-        if (workdir / rows_name(target)).exists()
+        case: read_rows(workdir / case.rows)
+        for case in cases
+        if (workdir / case.rows).exists()
     }
-    attacked = {target: rows for target, rows in attacked.items() if len(rows)}
+    attacked = {case: rows for case, rows in attacked.items() if len(rows)}
     if not attacked:
         raise FileNotFoundError(f"No attacked images in {workdir}; run attack.py.")
     report.show(attack_table(attacked), workdir / "attack_summary.txt")
-    totals = {target: _aggregate(rows) for target, rows in attacked.items()}
+    totals = {case.title: _aggregate(rows) for case, rows in attacked.items()}
     (workdir / "attack_summary.json").write_text(json.dumps(totals, indent=2) + "\n")
-    metric = manifest.read(workdir)["attack"]["config"]["smoothing"]["ground_metric"]
+    entry = manifest.read(workdir)[f"attack {next(iter(attacked)).method}"]
+    metric = entry["config"]["smoothing"]["ground_metric"]
     certified = {}
     if (workdir / report.CERTIFICATES).exists():
         certified = {
             f"certified: {r.name}": r.curve for r in report.read_certified(workdir)
         }
-        if "smoothed" in attacked:
-            _report_crossings(workdir, attacked["smoothed"], metric)
+        for case, rows in attacked.items():
+            if case.target == "smoothed":
+                _report_crossings(workdir, case, rows, metric)
     plots.accuracy_curves(
         workdir / "attacks.png",
         certified,
-        {target: _curve(rows, metric) for target, rows in attacked.items()},
+        {case.title: _curve(rows, metric) for case, rows in attacked.items()},
         metric=metric,
     )
-    for target, rows in attacked.items():
-        drawn = _pictures(workdir, target, rows, examples, pictures)
+    for case, rows in attacked.items():
+        drawn = _pictures(workdir, case, rows, examples, pictures)
         if drawn:
-            plots.adversarial_pictures(workdir / f"adversarial_{target}.png", drawn)
+            plots.adversarial_pictures(workdir / f"{case.folder}.png", drawn)
     print(f"Rows, images, summary and figures: {workdir}")
 
 
@@ -249,15 +316,19 @@ def crossings(attacked: Rows, certificates: Rows, metric: str) -> tuple[list[int
     return inside, len(both)
 
 
-def _report_crossings(workdir, rows, metric):
+def _report_crossings(workdir, case, rows, metric):
     inside, compared = crossings(rows, read_rows(workdir / report.CERTIFICATES), metric)
     if inside:
         print(
-            f"WARNING: {len(inside)} of {compared} images were fooled inside their "
-            f"certified radius: {inside[:20]}. A share of alpha may be; more are not."
+            f"WARNING: {len(inside)} of {compared} images were fooled by {case.method} "
+            f"inside their certified radius: {inside[:20]}. A share of alpha may be; "
+            f"more are not."
         )
     else:
-        print(f"No success inside a certified radius ({compared} images compared).")
+        print(
+            f"No success of {case.method} inside a certified radius ({compared} images "
+            f"compared)."
+        )
 
 
 def _curve(rows, metric):
@@ -267,21 +338,20 @@ def _curve(rows, metric):
     return plots.Curve(distances[right_before], len(rows))
 
 
-def _pictures(workdir, target, rows, examples, count):
+def _pictures(workdir, case, rows, examples, count):
     found = []
     places = np.flatnonzero((rows.ints("verified") == 1) & (rows.floats("radius") > 0))
     for place in places[:count]:
         index = rows.ints("idx")[place]
         image, label = examples[index]
-        path = workdir / folder_name(target) / f"{index:06d}.npy"
+        path = workdir / case.folder / f"{index:06d}.npy"
         if not path.exists():
             continue
         moved = np.load(path, allow_pickle=False)
-        restored = restore_mass(image, moved)
-        flow = None if restored is None else exact_flow(image, restored)
+        valid = np.asarray(repair.nearest_valid(image[None], moved[None]))[0]
         title = (
             f"{label}, taken for {rows.ints('predict')[place]}\n"
-            f"W = {rows.floats('l1')[place]:.3f} (l1), {rows.floats('l2')[place]:.3f} (l2)"
+            f"W = {rows.floats('l1')[place]:.3g} (l1), {rows.floats('l2')[place]:.3g} (l2)"
         )
-        found.append(plots.Picture(image, moved, flow, title))
+        found.append(plots.Picture(image, moved, exact_flow(image, valid), title))
     return found

@@ -1,0 +1,95 @@
+"""What an attack descends on, and when it counts an answer as wrong."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+LOSSES = ("margin", "cross_entropy", "dlr")
+
+
+def margin(logits: jax.Array, labels: jax.Array, targeted: bool = False) -> jax.Array:
+    """How far each answer is from being wrong; negative once it is.
+
+    Args:
+      logits: `[B, K]`.
+      labels: `[B]` int: the right answers, or the wanted ones if `targeted`.
+      targeted: whether an answer must be the label to count as wrong.
+
+    Returns:
+      `[B]`: the logit of the label minus the largest other; minus that if `targeted`.
+
+    Source: Carlini & Wagner, "Towards Evaluating the Robustness of Neural Networks",
+    2017.
+    """
+    own = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+    others = jnp.where(_is_label(logits, labels), -jnp.inf, logits).max(axis=1)
+    return others - own if targeted else own - others
+
+
+def loss(
+    logits: jax.Array, labels: jax.Array, name: str, targeted: bool = False
+) -> jax.Array:
+    """`[B]`: what an attack makes small.
+
+    Args:
+      logits: `[B, K]`.
+      labels: as in `margin`, as is `targeted`.
+      name: "margin"; "cross_entropy": log-probability of the label (minus it if
+        `targeted`); or "dlr": the margin over the spread of the largest logits, which
+        does not change with their scale.
+      targeted: see `margin`.
+
+    Raises:
+      ValueError: another name.
+
+    Source: for "dlr", Croce & Hein, "Reliable evaluation of adversarial robustness",
+    2020.
+    """
+    if name == "margin":
+        return margin(logits, labels, targeted)
+    if name == "cross_entropy":
+        own = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)
+        return -own[:, 0] if targeted else own[:, 0]
+    if name == "dlr":
+        largest = jax.lax.top_k(logits, min(3, logits.shape[1]))[0]
+        spread = jax.lax.stop_gradient(largest[:, 0] - largest[:, -1])
+        return margin(logits, labels, targeted) / jnp.maximum(spread, 1e-12)
+    raise ValueError(f"loss={name!r} is not one of {LOSSES}.")
+
+
+def mean_scores(
+    images: jax.Array,
+    keys: jax.Array | None,
+    classify: Callable[[jax.Array], jax.Array],
+    perturb: Callable[[jax.Array, jax.Array], jax.Array] | None,
+    num_samples: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Scores of a classifier, plain or averaged over noisy copies.
+
+    Args:
+      images: `[B, H, W, C]`.
+      keys: `[B]`, used up; None without noise.
+      classify: images to logits.
+      perturb: noise on one image, or None for the plain classifier.
+      num_samples: noisy copies of each image.
+
+    Returns:
+      `(scores, votes)`, `[B, K]` each: logits, or the logarithm of the mean softmax
+      over copies, which has gradients where votes have none; and the shares of votes
+      (one for the answer of the plain classifier).
+    """
+    if perturb is None:
+        logits = classify(images)
+        return logits, jax.nn.one_hot(logits.argmax(-1), logits.shape[-1])
+    split = jax.vmap(lambda key: jax.random.split(key, num_samples))(keys)
+    copies = jax.vmap(jax.vmap(perturb, (0, None)))(split, images)
+    logits = classify(copies.reshape(-1, *images.shape[1:]))
+    logits = logits.reshape(*copies.shape[:2], -1)
+    votes = jax.nn.one_hot(logits.argmax(-1), logits.shape[-1]).mean(axis=1)
+    scores = jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=1)
+    return scores - jnp.log(num_samples), votes
+
+
+def _is_label(logits, labels):
+    return jax.nn.one_hot(labels, logits.shape[1], dtype=bool)
