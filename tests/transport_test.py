@@ -1,5 +1,10 @@
 """Tests of wsjax.transport."""
 
+import os
+import sys
+import warnings
+from unittest import mock
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -7,6 +12,7 @@ import numpy as np
 import oracles
 from absl.testing import absltest, parameterized
 
+from wsjax import transport
 from wsjax.flow import FlowPlan, apply_flow, flow_cost
 from wsjax.transport import (
     TransportPlan,
@@ -214,6 +220,112 @@ class ExactPlansTest(chex.TestCase):
         )
         self.assertAlmostEqual(cost, exact_distance(a, b, metric), places=9)
         self.assertAlmostEqual(float(transport_cost(plan, metric)), cost, places=5)
+
+
+def without_pot():
+    return mock.patch.object(transport, "_network_simplex", lambda: None)
+
+
+class NetworkSimplexTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        if transport._network_simplex() is None:
+            self.skipTest("POT is not installed.")
+
+    @parameterized.parameters("l1", "l2")
+    def test_both_solvers_agree_with_a_dense_linear_program(self, metric):
+        shapes = [(3, 4, 1), (4, 3, 1), (1, 6, 1), (2, 3, 3), (5, 1, 2)]
+        for seed in range(100):
+            a, b = random_pair(seed, shapes[seed % len(shapes)], unit=2.0)
+
+            by_simplex = exact_distance(a, b, metric)
+            with without_pot():
+                by_highs = exact_distance(a, b, metric)
+                parcels = exact_plan(a, b, metric)
+
+            expected = oracles.wasserstein(a / a.sum(), b / a.sum(), metric)
+            self.assertAlmostEqual(by_simplex, expected, delta=1e-9)
+            self.assertAlmostEqual(by_highs, expected, delta=1e-9)
+            step = transport._pixel_distance(parcels.source - parcels.target, metric)
+            self.assertAlmostEqual(parcels.mass @ step, expected, delta=1e-9)
+
+    @parameterized.parameters("l1", "l2")
+    def test_the_simplex_is_what_answers(self, metric):
+        a, b = random_pair(40, (5, 6, 2))
+        with (
+            mock.patch.object(transport, "_plan_by_column_generation") as plan,
+            mock.patch.object(transport, "_cheapest_flow") as flow,
+        ):
+            self.assertGreater(exact_distance(a, b, metric), 0.0)
+        plan.assert_not_called()
+        flow.assert_not_called()
+
+    def test_many_pairs_go_to_the_flow_solver(self):
+        a, b = random_pair(41, (4, 5, 1))
+        expected = exact_distance(a, b)
+        with (
+            mock.patch.object(transport, "_MANY_PAIRS", 10),
+            mock.patch.object(transport, "_plan") as plan,
+        ):
+            self.assertAlmostEqual(exact_distance(a, b), expected, places=9)
+        plan.assert_not_called()
+
+    @parameterized.named_parameters(
+        ("dearer_plan", lambda p, u, v: (np.outer(p.sum(1), p.sum(0)), u, v)),
+        ("mass_lost", lambda p, u, v: (p * (1 - 1e-9), u, v)),
+        ("mass_misplaced", lambda p, u, v: (np.roll(p, 1, axis=0), u, v)),
+        ("prices_too_low", lambda p, u, v: (p, u - 1e-6, v)),
+        ("price_undercut", lambda p, u, v: (p, u + 1e-6 * (u == u[0]), v)),
+        ("not_a_number", lambda p, u, v: (p, u + np.nan, v)),
+        ("nothing", lambda p, u, v: (0 * p, 0 * u, 0 * v)),
+    )
+    def test_an_answer_without_proof_is_not_used(self, spoil):
+        a, b = random_pair(42, (5, 4, 1))
+        expected = oracles.wasserstein(a / a.sum(), b / a.sum(), "l2")
+        emd = transport._network_simplex()
+
+        def spoiled(*arguments, **options):
+            plan, log = emd(*arguments, **options)
+            plan, u, v = spoil(plan, log["u"], log["v"])
+            return plan, {"u": u, "v": v}
+
+        with (
+            mock.patch.object(transport, "_network_simplex", lambda: spoiled),
+            mock.patch.object(
+                transport,
+                "_plan_by_column_generation",
+                wraps=transport._plan_by_column_generation,
+            ) as fallback,
+        ):
+            actual = exact_distance(a, b, "l2")
+
+        fallback.assert_called_once()
+        self.assertAlmostEqual(actual, expected, places=9)
+
+    def test_a_simplex_that_stops_early_is_not_used_and_does_not_warn(self):
+        a, b = random_pair(43, (6, 7, 1))
+        emd = transport._network_simplex()
+
+        def early(*arguments, **options):
+            return emd(*arguments, **{**options, "numItermax": 1})
+
+        with (
+            mock.patch.object(transport, "_network_simplex", lambda: early),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("error")
+            actual = exact_distance(a, b, "l2")
+
+        self.assertAlmostEqual(actual, exact_distance(a, b, "l2"), places=9)
+
+    def test_leaves_the_environment_as_it_was(self):
+        before = dict(os.environ)
+        transport._network_simplex.__wrapped__()
+        self.assertEqual(dict(os.environ), before)
+
+    def test_pot_may_be_absent(self):
+        with mock.patch.dict(sys.modules, {"ot": None, "ot.lp": None}):
+            self.assertIsNone(transport._network_simplex.__wrapped__())
 
 
 class DualBoundTest(chex.TestCase):

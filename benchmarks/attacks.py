@@ -1,0 +1,234 @@
+"""The attacks side by side on one network, on one thread, judged alike.
+
+  python benchmarks/attacks.py --data=FOLDER --checkpoint=mnist_vanilla.pth
+
+Every attack gets the same test images; what it returns is repaired to a valid image
+(pixels in [0, 1], mass of every channel kept), asked again and measured by the exact
+distance. With --line-search the published attacks get the segment search of the flow
+attack on top. CPU seconds are those of the attack, without measuring, after a first
+batch that compiles. Writes one line of JSON per attack to --out, with versions and
+hardware.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import platform
+import time
+
+# One thread: what is compared is the work, not how it is spread.
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from wsjax import attacks, data, models
+from wsjax.attacks import repair
+from wsjax.interop import torch_checkpoints
+from wsjax.runs import artefact, manifest
+from wsjax.transport import exact_distance
+
+FLOW = attacks.FlowAttack()
+
+
+def plans(metric, scale):
+    """Attack and settings by name; `scale` is the radius where they start."""
+    flow = dataclasses.replace(FLOW, ground_metric=metric, start_radius=scale)
+    wong = attacks.SinkhornAttack(ground_metric=metric)
+    hu = dataclasses.replace(attacks.HU, ground_metric=metric)
+    # Their budgets cover a range of radii; a fair range for Wu's fixed ones.
+    several = tuple(scale * np.array([0.25, 0.5, 1.0, 1.5, 2.5]).round(4))
+    wu = dataclasses.replace(
+        attacks.WU_FRANK_WOLFE, ground_metric=metric, epsilons=several
+    )
+    projection = dataclasses.replace(
+        attacks.WU_PROJECTION, ground_metric=metric, epsilons=several
+    )
+    return {
+        "flow 30 steps": (attacks.flow_attack, dataclasses.replace(flow, max_steps=30)),
+        "flow": (attacks.flow_attack, flow),
+        "flow 300 steps": (
+            attacks.flow_attack,
+            dataclasses.replace(flow, max_steps=300),
+        ),
+        "flow 3 searches": (attacks.flow_attack, dataclasses.replace(flow, restarts=3)),
+        "flow 8-bit": (attacks.flow_attack, dataclasses.replace(flow, levels=255)),
+        "Hu": (attacks.capacity_attack, hu),
+        "Hu tuned": (
+            attacks.capacity_attack,
+            dataclasses.replace(
+                hu,
+                step_size=0.01,
+                epsilon=scale / 20,
+                epsilon_growth=scale / 20,
+                slack=0.0,
+                mass_tolerance=1e-4,
+            ),
+        ),
+        "Wong": (attacks.sinkhorn_attack, wong),
+        "Wong tuned": (
+            attacks.sinkhorn_attack,
+            dataclasses.replace(
+                wong, epsilon=scale / 10, epsilon_factor=1.1, epsilon_every=3
+            ),
+        ),
+        "Wu Frank-Wolfe": (attacks.dual_attack, wu),
+        "Wu projection": (attacks.dual_attack, projection),
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True, help="folder of the original files")
+    parser.add_argument("--set", default="mnist")
+    parser.add_argument("--checkpoint", required=True, help=".pth or .safetensors")
+    parser.add_argument("--metric", default="l1")
+    parser.add_argument("--scale", type=float, default=0.2)
+    parser.add_argument("--images", type=int, default=100)
+    parser.add_argument("--batch", type=int, default=25)
+    parser.add_argument("--only", nargs="*", help='attacks to run, e.g. "flow" "Hu"')
+    parser.add_argument("--line-search", action="store_true")
+    parser.add_argument("--out", type=pathlib.Path)
+    arguments = parser.parse_args()
+    test = data.load(arguments.set, "test", dir=arguments.data)
+    count = min(arguments.images, len(test.labels))
+    images = data.as_float(test.images[:count], test.scale)
+    labels = test.labels[:count]
+    classify = classifier(arguments.checkpoint, images.shape[1:])
+    lines = {}
+    for name, (attack, settings) in plans(arguments.metric, arguments.scale).items():
+        if arguments.only and name not in arguments.only:
+            continue
+        settings = dataclasses.replace(settings, batch_size=arguments.batch)
+        lines[name] = line = measure(
+            attack, settings, images, labels, classify, arguments
+        )
+        print(name, line, flush=True)
+        if arguments.out:
+            record = {
+                "attack": name,
+                **line,
+                "checkpoint": pathlib.Path(arguments.checkpoint).name,
+                "metric": arguments.metric,
+                "line_search": arguments.line_search,
+                "settings": dataclasses.asdict(settings),
+                "versions": manifest.versions(),
+                "devices": manifest.devices(),
+                "machine": platform.machine(),
+            }
+            with arguments.out.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+    Console(width=160).print(table(arguments, lines))
+
+
+def classifier(path, image_shape):
+    """A network of the paper's authors, or one of `released/`."""
+    if path.endswith(".pth"):
+        module = models.ConvSmall()
+        variables = torch_checkpoints.load_variables(path, module, image_shape)
+        return jax.tree_util.Partial(module.apply, variables)
+    stored = artefact.load(path)
+    module = models.make_model(**stored.config["model"])
+    return models.classifier(module, stored.variables)
+
+
+def measure(attack, settings, images, labels, classify, arguments):
+    """One line of the table."""
+    first = slice(arguments.batch)
+    key, metric = jax.random.key(0), arguments.metric
+    attack(images[first], labels[first], classify, key=key, settings=settings)
+    clock = CpuClock(metric)
+    with clock:
+        result = attack(images, labels, classify, key=key, settings=settings)
+    valid = np.array(repair.nearest_valid(images, result.adversarial))
+    found = result.success.copy()
+    if arguments.line_search and attack is not attacks.flow_attack:
+        valid, found = shorten(images, valid, labels, classify)
+    wrong = np.argmax(classify(valid), -1) != labels
+    before = np.argmax(classify(images), -1) != labels
+    exact = np.full(len(images), np.inf)
+    for place in np.flatnonzero(wrong & found):
+        exact[place] = exact_distance(images[place], valid[place], metric)
+    exact[before] = 0
+    outside = np.maximum(result.adversarial - 1, 0).sum((1, 2, 3))
+    mass = images.sum((1, 2, 3))
+    lost = np.abs(result.adversarial.sum((1, 2, 3)) - mass) / mass
+    nominal = np.isfinite(result.epsilon) & (result.epsilon > 0)
+    return {
+        "cpu_ms_per_image": round(1e3 * clock.seconds / len(images), 1),
+        "success": round(float(result.success.mean()), 3),
+        "median_nominal": round(float(np.median(result.epsilon)), 4),
+        "success_valid": round(float((wrong & found).mean()), 3),
+        "median_exact": round(float(np.median(exact)), 4),
+        **{
+            f"accuracy_{radius:g}": round(float((exact > radius).mean()), 3)
+            for radius in (arguments.scale / 2, arguments.scale, 1.5 * arguments.scale)
+        },
+        "mass_error": round(float(lost[nominal].mean()) if nominal.any() else 0.0, 5),
+        "mass_above_one": round(float((outside / mass).mean()), 5),
+    }
+
+
+class CpuClock:
+    """CPU seconds of the attack, without the exact distances inside the flow attack."""
+
+    def __init__(self, metric):
+        self.metric, self.seconds = metric, 0.0
+
+    def __enter__(self):
+        from wsjax.attacks import flow
+
+        self.solver, self.solving = flow.exact_distance, 0.0
+
+        def timed(*pair):
+            start = time.process_time()
+            answer = self.solver(*pair)
+            self.solving += time.process_time() - start
+            return answer
+
+        flow.exact_distance = timed
+        self.start = time.process_time()
+
+    def __exit__(self, *_):
+        from wsjax.attacks import flow
+
+        self.seconds = time.process_time() - self.start - self.solving
+        flow.exact_distance = self.solver
+
+
+def shorten(images, points, labels, classify, halvings=10):
+    """Ten halvings of the segment from each image to a wrong answer."""
+    wrong = np.argmax(classify(points), -1) != labels
+    low, high = np.zeros(len(images)), np.ones(len(images))
+    kept = points.copy()
+    for _ in range(halvings):
+        middle = (low + high) / 2
+        share = middle[:, None, None, None].astype(images.dtype)
+        here = images + share * (points - images)
+        there = (np.argmax(classify(here), -1) != labels) & wrong
+        kept[there] = here[there]
+        low, high = np.where(there, low, middle), np.where(there, middle, high)
+    return kept, wrong
+
+
+def table(arguments, lines):
+    heads = list(next(iter(lines.values()))) if lines else []
+    shown = Table(
+        title=f"{pathlib.Path(arguments.checkpoint).name}, {arguments.images} images, "
+        f"{arguments.metric}",
+        title_justify="left",
+    )
+    shown.add_column("attack")
+    for head in heads:
+        shown.add_column(head.replace("_", " "), justify="right")
+    for name, line in lines.items():
+        shown.add_row(name, *(f"{value:g}" for value in line.values()))
+    return shown
+
+
+if __name__ == "__main__":
+    main()
