@@ -23,7 +23,7 @@ def get_config():
         "name": "cifar10",
         "source": "files",
         "dir": "data",
-        "stride": 80,  # Every eightieth test image: 125 of 10,000.
+        "stride": 10,  # Every tenth test image: 1,000 of 10,000.
         "start": 0,
         "limit": 0,
     }

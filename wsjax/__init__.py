@@ -8,6 +8,7 @@ that are imported by name.
 
 from wsjax._version import __version__
 from wsjax.fast_random import make_key
+from wsjax.fast_transport import Bounds, bounded_distance
 from wsjax.flow import (
     FlowPlan,
     apply_flow,
@@ -36,6 +37,7 @@ from wsjax.votes import count_votes
 
 __all__ = [
     "ABSTAIN",
+    "Bounds",
     "Certificate",
     "ColouredGaussian",
     "FlowGaussian",
@@ -50,6 +52,7 @@ __all__ = [
     "TransportPlan",
     "__version__",
     "apply_flow",
+    "bounded_distance",
     "certify",
     "certify_each",
     "count_votes",
