@@ -147,6 +147,16 @@ class ExactDistanceTest(chex.TestCase):
             actual = exact_distance(a, a + step, metric) / (1e-7 * length / a.sum())
             self.assertAlmostEqual(actual, 1.0, places=6)
 
+    @parameterized.parameters("l1", "l2")
+    def test_a_last_digit_of_float32_is_next_to_nothing(self, metric):
+        image = np.random.default_rng(0).random((28, 28, 1)).astype(np.float32)
+        for pixels in ([3], [3, 400]):
+            other = image.copy().ravel()
+            for pixel, towards in zip(pixels, (1, 0)):
+                other[pixel] = np.nextafter(other[pixel], np.float32(towards))
+            distance = exact_distance(image, other.reshape(image.shape), metric)
+            self.assertBetween(distance, 0, 1e-7)
+
     def test_forgives_the_rounding_of_float32(self):
         a, b = random_pair(5, (28, 28, 1))
         expected = exact_distance(a, b)

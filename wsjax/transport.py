@@ -304,7 +304,9 @@ def _plan(excess, ground_metric):
         if moved > _SAME:
             source, target = np.argwhere(surplus > 0), np.argwhere(surplus < 0)
             cost = _pixel_distance(source[:, None] - target, ground_metric)
-            give, take = surplus[surplus > 0] / moved, -surplus[surplus < 0] / moved
+            give, take = surplus[surplus > 0], -surplus[surplus < 0]
+            # Where hardly anything moves, their sums differ by more than rounding.
+            give, take = give / give.sum(), take / take.sum()
             i, j, mass = _cheapest_plan(cost, give, take)
             where = np.full(len(mass), channel)
             parcels.append(TransportPlan(source[i], target[j], where, moved * mass))
