@@ -31,7 +31,8 @@ def main(config, workdir):
     module = experiment.make_model(config["model"], train_set.num_classes)
     augment = experiment.make_augment(settings["augment"])
     experiment.make_optimizer(settings, 1, learned)
-    objective = experiment.make_objective(settings)
+    metric = config["smoothing"]["ground_metric"]
+    objective = experiment.make_objective(settings, metric)
     steps.check_objective(objective, noise)
     # Traced, not run: settings of the model and of the noise that do not fit.
     experiment.trace_state(module, train_set.image_shape, settings, noise)

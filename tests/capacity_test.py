@@ -269,11 +269,13 @@ class CapacityProjectionTest(chex.TestCase):
     )
     def test_is_a_valid_image_in_extremes(self, center):
         point = np.random.default_rng(0).normal(size=SHAPE)
-        for scale in (0.06 * center.sum(), 1e3, 0.0):
+        duals = None
+        for scale in (0.06 * center.sum(), 1e3, -1e3, 1e6, -1e6, 0.0):
             found = project(
                 center,
                 center + scale * point,
                 0.1,
+                duals,
                 ground_metric="l2",
                 kernel_size=5,
                 max_iterations=300,
@@ -281,11 +283,13 @@ class CapacityProjectionTest(chex.TestCase):
 
             chex.assert_tree_all_finite(found)
             self.assertGreaterEqual(found.image.min(), 0)
-            self.assertLess(exact_distance(center, found.image, "l2"), 0.1 + 1e-5)
+            self.assertLess(exact_distance(center, found.image, "l2"), 0.1002)
             above = (found.image - 1).clip(0).sum() / center.sum()
             self.assertAlmostEqual(above, found.excess, places=5)
-            if scale < 1e3:
+            if duals is None:
                 self.assertLess(found.excess, 0.01)
+            # Those of the opposite point: as far from the answer as can be.
+            duals = found.duals
 
     def test_full_images_stay(self):
         point = np.random.default_rng(0).normal(size=SHAPE)
@@ -376,6 +380,19 @@ class CapacityAttackTest(chex.TestCase):
         for image, label, radius in zip(images, labels, result.epsilon):
             least = smallest_radius(image, label, weights, "l2", 5)
             self.assertBetween(radius, least * 0.99, least * 1.1 + 0.02)
+
+    def test_projections_go_on_from_the_step_before(self):
+        images, labels, weights, classify = linear_case(0, 6)
+        # Alone, a single round would leave images far inside the ball.
+        settings = dataclasses.replace(
+            SETTINGS, regularization=1000.0, projection_iterations=1
+        )
+
+        result = capacity_attack(images, labels, classify, settings=settings)
+
+        for image, label, radius in zip(images, labels, result.epsilon):
+            least = smallest_radius(image, label, weights, "l2", 5)
+            self.assertLess(radius, least * 1.5 + 0.05)
 
     def test_stays_in_its_ball(self):
         images, labels, _, classify = linear_case(1, 4)

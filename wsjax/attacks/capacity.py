@@ -64,6 +64,9 @@ def check_whole(**values):
             raise ValueError(f"{name}={value} is not a whole number above zero.")
 
 
+_FARTHEST = 1e4  # Exponents beyond this have too few digits left in float32.
+
+
 class CapacityDuals(NamedTuple):
     """Where a projection can take up again; see the head of this module.
 
@@ -121,7 +124,8 @@ def capacity_projection(
 
     Args:
       center: `[H, W, C]` float, in [0, capacity] and not all zero.
-      image: `[H, W, C]` float in the unit of `center`; of any sign and mass.
+      image: `[H, W, C]` float in the unit of `center`; of any sign and mass. What
+        differs from `center` by more than 10^4 / lambda of its mass counts as that.
       epsilon: positive scalar, pixels x fraction of the mass of `center`.
       capacity: largest value of a pixel, in the unit of `center`.
       duals: those of an earlier projection on the same centre; default a cold start.
@@ -169,7 +173,9 @@ def capacity_projection(
     # Pixels that no mass can get to keep z = 0 and take no part.
     near = functools.reduce(jnp.maximum, grid.seen(x, 0)) > 0
     near &= grid.flat(jnp.ones_like(center)) > 0
-    y = jnp.where(near, grid.flat(image.astype(dtype) / mass), 0)
+    most = _FARTHEST / lam
+    y = jnp.clip(grid.flat(image.astype(dtype) / mass), x - most, x + most)
+    y = jnp.where(near, y, 0)
     log_epsilon = jnp.log(jnp.maximum(epsilon, jnp.finfo(dtype).tiny))
 
     def by_channel(field):

@@ -1,13 +1,12 @@
 """Configs: what may stand in them, defaults, and errors that name the mistake."""
 
-import dataclasses
 import difflib
 from typing import Any, NamedTuple
 
 import ml_collections
 from ml_collections import config_dict
 
-from wsjax.attacks import SinkhornAttack
+from wsjax.attacks.registry import METHODS
 
 
 class Required(NamedTuple):
@@ -53,10 +52,15 @@ _SCHEMA = {
     "train": {
         "noisy": True,  # False trains on clean images.
         "share_noise": False,  # One draw per batch, as the paper's code does.
-        "objective": "cross_entropy",  # Or "consistency", "smooth_adversarial".
+        # Or "consistency", "smooth_adversarial", "flow_adversarial".
+        "objective": "cross_entropy",
         "copies": 1,  # Noisy copies of each image in a batch.
         "consistency": 5.0,  # Weight of the objective of that name.
         "attack_radius": 1.0,  # Of smooth_adversarial, in std. dev. of the noise.
+        "ball_radius": 0.0,  # Of flow_adversarial, pixels x fraction of mass;
+        "ball_steps": 7,  # its gradient steps, and iterations of the
+        "ball_inner_steps": 5,  # projection after each;
+        "ball_warmup": 0.3,  # fraction of training over which the radius grows.
         "noise_learning_rate": 0.0,  # Peak, for learned noise; 0 keeps it.
         "augment": "none",  # "crop_flip" or "affine".
         "optimizer": "sgd",
@@ -78,10 +82,17 @@ _SCHEMA = {
         "backend": "pmap",
     },
     "attack": {
+        "method": "flow",  # Or "sinkhorn", "capacity", "dual".
         "target": "both",  # "base", "smoothed" or "both".
         "pictures": 6,  # Successes drawn in the figure.
-        # The rest is documented there.
-        **{field.name: field.default for field in dataclasses.fields(SinkhornAttack)},
+        "n": 10_000,  # Votes of the answers that count (smoothed),
+        "alpha": 0.05,  # chance that one is not the most likely class.
+        # Settings of each attack, documented there; an empty ground_metric stands for
+        # that of the smoothing.
+        **{
+            name: {**method.defaults(), "ground_metric": ""}
+            for name, method in METHODS.items()
+        },
     },
 }
 
@@ -94,7 +105,8 @@ MAY_DIFFER = (
     "data.limit",
     "certify.block_size",
     "certify.backend",
-    "attack.batch_size",
+    *(f"attack.{name}.batch_size" for name in METHODS),
+    "attack.method",
     "attack.target",
     "attack.pictures",
     "train.checkpoint_every",
@@ -115,18 +127,18 @@ def with_defaults(config: ml_collections.ConfigDict) -> ml_collections.ConfigDic
     Returns:
       The same object, to be returned by `get_config`.
     """
-    for block, keys in _SCHEMA.items():
-        if not isinstance(keys, dict):
-            if block not in config:
-                config[block] = keys
-            continue
-        if block not in config:
-            config[block] = {}
-        for key, default in keys.items():
-            if key not in config[block] and not isinstance(default, Required):
-                value = config_dict.placeholder(int) if default is None else default
-                config[block][key] = value
+    _fill(config, _SCHEMA)
     return config
+
+
+def _fill(block, schema):
+    for key, default in schema.items():
+        if isinstance(default, dict):
+            if key not in block:
+                block[key] = {}
+            _fill(block[key], default)
+        elif key not in block and not isinstance(default, Required):
+            block[key] = config_dict.placeholder(int) if default is None else default
 
 
 def resolve(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from wsjax import data, gaussian, models, smoothing, spectrum
+from wsjax.attacks import registry
 from wsjax.interop import torch_checkpoints
 from wsjax.runs import artefact, manifest
 from wsjax.training import checkpoints, learned_noise, objectives, optimizers, steps
@@ -156,8 +157,14 @@ def make_optimizer(
     )
 
 
-def make_objective(settings: dict[str, Any]) -> objectives.Objective:
+def make_objective(
+    settings: dict[str, Any], ground_metric: str = "l2"
+) -> objectives.Objective:
     """The training objective of a config's `train` block.
+
+    Args:
+      settings: the block.
+      ground_metric: of the config's `smoothing` block.
 
     Raises:
       ValueError: as `Objective`, or copies are to share one draw.
@@ -169,10 +176,35 @@ def make_objective(settings: dict[str, Any]) -> objectives.Objective:
         )
     return objectives.Objective(
         settings["objective"],
-        settings["copies"],
-        settings["consistency"],
-        settings["attack_radius"],
+        ground_metric=ground_metric,
+        **{
+            key: settings[key]
+            for key in (
+                "copies",
+                "consistency",
+                "attack_radius",
+                "ball_radius",
+                "ball_steps",
+                "ball_inner_steps",
+                "ball_warmup",
+            )
+        },
     )
+
+
+def make_attack(config: dict[str, Any]) -> Any:
+    """The settings of the attack that `config.attack.method` names.
+
+    Raises:
+      ValueError: there is no such attack, or a setting is outside its range.
+    """
+    attack = config["attack"]
+    method = registry.get_method(attack["method"])
+    given = dict(attack[attack["method"]])
+    given["ground_metric"] = (
+        given["ground_metric"] or config["smoothing"]["ground_metric"]
+    )
+    return method.make_settings(attack["n"], attack["alpha"], **given)
 
 
 def make_augment(name: str) -> Callable | None:

@@ -101,6 +101,7 @@ def train(
         share_noise=share_noise,
         augment=augment,
         objective=objective,
+        total_steps=total_steps,
     )
     measure = steps.make_eval_step(module, perturb, scale=test_data.scale)
     metrics = MetricsWriter(workdir, int(state.step))

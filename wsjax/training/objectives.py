@@ -1,9 +1,11 @@
 """What a base classifier is trained for: losses on several noisy copies per image.
 
 A certificate asks for votes that agree, not only for the right answer on one copy.
-The objectives here ask for that in different ways; all act after whitening, where every
-Gaussian law of this package is plain Gaussian noise and the adversary's ball is round.
-`docs/noise.md` has them measured against each other at equal compute.
+The objectives here ask for that in different ways. All but the last act after whitening,
+where every Gaussian law of this package is plain Gaussian noise and the adversary's ball
+is round; `docs/noise.md` has them measured against each other at equal compute. The
+last, "flow_adversarial", moves the images themselves within a Wasserstein ball, and
+works without noise.
 """
 
 import dataclasses
@@ -13,7 +15,7 @@ import numbers
 import jax
 import jax.numpy as jnp
 
-NAMES = ("cross_entropy", "consistency", "smooth_adversarial")
+NAMES = ("cross_entropy", "consistency", "smooth_adversarial", "flow_adversarial")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,17 +25,30 @@ class Objective:
     Attributes:
       name: "cross_entropy", the mean over all copies; "consistency", that and the
         divergence of each copy's answer from their mean; "smooth_adversarial", the
-        cross-entropy after one gradient step against the averaged answer.
+        cross-entropy after one gradient step against the averaged answer;
+        "flow_adversarial", the cross-entropy at images moved against that answer
+        (`adversarial.ball_ascent`).
       copies: noisy copies of each image of a batch.
       consistency: weight of the divergence.
       attack_radius: length of the adversarial step, in standard deviations of the
         noise: a step of 1 costs an adversary the certificate scale c.
+      ball_radius: Wasserstein distance that "flow_adversarial" moves images within,
+        in pixels x fraction of mass.
+      ball_steps: its gradient steps.
+      ball_inner_steps: iterations of the projection after each.
+      ball_warmup: fraction of all updates over which the radius grows to that.
+      ground_metric: "l1" or "l2": of that distance.
     """
 
     name: str = "cross_entropy"
     copies: int = 1
     consistency: float = 5.0
     attack_radius: float = 1.0
+    ball_radius: float = 0.0
+    ball_steps: int = 7
+    ball_inner_steps: int = 5
+    ball_warmup: float = 0.3
+    ground_metric: str = "l2"
 
     def __post_init__(self):
         if self.name not in NAMES:
@@ -45,15 +60,49 @@ class Objective:
                 f'train.objective="consistency" compares copies: train.copies='
                 f"{self.copies} must be at least 2."
             )
-        for field in ("consistency", "attack_radius"):
+        for field in ("consistency", "attack_radius", "ball_radius"):
             value = getattr(self, field)
             if not (isinstance(value, numbers.Real) and 0 <= float(value) < math.inf):
                 raise ValueError(f"train.{field}={value!r} is negative or not finite.")
+        for field in ("ball_steps", "ball_inner_steps"):
+            value = getattr(self, field)
+            if value != int(value) or value < 1:
+                raise ValueError(
+                    f"train.{field}={value!r} is not a whole number above zero."
+                )
+        if not 0 <= self.ball_warmup <= 1:
+            raise ValueError(
+                f"train.ball_warmup={self.ball_warmup!r} is outside [0, 1]: it is a "
+                f"fraction of the updates of the run, 0 for the full radius at once."
+            )
+        if self.moves_images and not self.ball_radius > 0:
+            raise ValueError(
+                f'train.objective="flow_adversarial" moves images within '
+                f"train.ball_radius={self.ball_radius!r}, which must be positive: "
+                f"pixels x fraction of mass, e.g. 0.3 for MNIST."
+            )
 
     @property
     def attacks(self) -> bool:
-        """Whether the loss needs an adversarial step first."""
+        """Whether the loss needs an adversarial step of the noise first."""
         return self.name == "smooth_adversarial"
+
+    @property
+    def moves_images(self) -> bool:
+        """Whether the loss is that of images moved within a ball."""
+        return self.name == "flow_adversarial"
+
+    def radius_at(self, step: jax.Array, total_steps: int) -> jax.Array | float:
+        """Radius of the ball in one update; linear in it, then `ball_radius`.
+
+        Args:
+          step: updates made before, an int scalar.
+          total_steps: updates of the whole run.
+        """
+        growing = self.ball_warmup * total_steps
+        if growing < 1:
+            return self.ball_radius
+        return self.ball_radius * jnp.minimum((step + 1) / growing, 1)
 
     def loss(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
         """Mean loss of a batch.
@@ -101,11 +150,16 @@ class Objective:
         The surrogate of the smoothed classifier that an adversary climbs; arguments
         as `loss`.
         """
-        log_mean = _log_mean(jax.nn.log_softmax(logits))
-        return -jnp.take_along_axis(log_mean, labels[:, None], axis=-1).sum()
+        averaged = averaged_logits(logits)
+        return -jnp.take_along_axis(averaged, labels[:, None], axis=-1).sum()
 
 
 CROSS_ENTROPY = Objective()
+
+
+def averaged_logits(logits: jax.Array) -> jax.Array:
+    """Logarithm of the mean probabilities `[B, K]` of copies `[copies, B, K]`."""
+    return _log_mean(jax.nn.log_softmax(logits))
 
 
 def _log_mean(logs):

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
+from wsjax.training.adversarial import ball_ascent
 from wsjax.training.learned_noise import FixedNoise
-from wsjax.training.objectives import CROSS_ENTROPY, Objective
+from wsjax.training.objectives import CROSS_ENTROPY, Objective, averaged_logits
 
 
 class TrainState(NamedTuple):
@@ -115,12 +116,17 @@ def make_train_step(
     share_noise: bool = False,
     augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
     objective: Objective = CROSS_ENTROPY,
+    total_steps: int = 0,
 ) -> Callable:
     """Builds the jitted update `(state, key, images, labels) -> (state, metrics)`.
 
     The loss is the objective on noisy copies; classifier and learned noise descend
-    on it together. The state's buffers are donated. `key` is that of the run; the
-    step's own randomness is `fold_in(key, state.step)`, so a resumed run repeats it.
+    on it together. "flow_adversarial" moves the images first, against the classifier
+    as it is before the step and under the very draws of noise that the loss will see;
+    running statistics see the moved images only.
+
+    The state's buffers are donated. `key` is that of the run; the step's own
+    randomness is `fold_in(key, state.step)`, so a resumed run repeats it.
 
     Args:
       module: Flax classifier.
@@ -132,13 +138,16 @@ def make_train_step(
       augment: `(key, images) -> images` before the noise, or None. Mass is measured
         after it.
       objective: loss and number of copies.
+      total_steps: updates of the whole run, which the warm-up of a ball is a fraction
+        of; 0 for none.
 
     Returns:
       The step; `images` `[B, H, W, C]` uint8, `labels` `[B]` int32; metrics are
-      scalars "loss" and "accuracy" on the noisy batch.
+      scalars "loss" and "accuracy" on the noisy batch, moved if the objective moves
+      it.
 
     Raises:
-      ValueError: the objective shifts the noise, and the noise cannot be shifted.
+      ValueError: as `check_objective`.
     """
     noise = as_noise(perturb)
     check_objective(objective, noise)
@@ -152,14 +161,15 @@ def make_train_step(
         )
 
     def step(state, key, images, labels):
-        key_augment, key_noise = jax.random.split(jax.random.fold_in(key, state.step))
+        step_key = jax.random.fold_in(key, state.step)
+        key_augment, key_noise = jax.random.split(step_key)
         images = images.astype(jnp.float32) / scale
         if augment is not None:
             images = augment(key_augment, images)
         copies = objective.copies
-        repeated = jnp.tile(images, (copies, 1, 1, 1))
 
-        def logits_of(learned, prepared, shift=None):
+        def logits_of(images, learned, prepared, shift=None):
+            repeated = jnp.tile(images, (copies, 1, 1, 1))
             if shift is not None:
                 shift = jnp.tile(shift, (copies,) + (1,) * (shift.ndim - 1))
             noisy = perturb_batch(
@@ -174,6 +184,19 @@ def make_train_step(
             logits, updates = apply(learned["model"], state.batch_stats, noisy)
             return logits.reshape(copies, len(labels), -1), updates
 
+        learned = {"model": state.params, "noise": state.noise}
+        if objective.moves_images:
+            images = ball_ascent(
+                images,
+                labels,
+                lambda points: averaged_logits(logits_of(points, learned, None)[0]),
+                radius=objective.radius_at(state.step, total_steps),
+                steps=objective.ball_steps,
+                inner_steps=objective.ball_inner_steps,
+                ground_metric=objective.ground_metric,
+                key=jax.random.fold_in(step_key, 2),  # 0 and 1 are those of the split.
+            )
+
         def loss_of(learned):
             prepared = noise.prepare(learned["noise"])
             shift = None
@@ -182,15 +205,14 @@ def make_train_step(
                 draw = jax.eval_shape(noise.draw, key_noise)
                 against = jax.grad(
                     lambda start: objective.averaged_loss(
-                        logits_of(*still, start)[0], labels
+                        logits_of(images, *still, start)[0], labels
                     )
                 )(jnp.zeros((len(labels), *draw.shape), draw.dtype))
                 shift = jax.lax.stop_gradient(objective.adversarial_step(against))
-            logits, updates = logits_of(learned, prepared, shift)
+            logits, updates = logits_of(images, learned, prepared, shift)
             return objective.loss(logits, labels), (logits, updates)
 
         grads = jax.value_and_grad(loss_of, has_aux=True)
-        learned = {"model": state.params, "noise": state.noise}
         (loss, (logits, updates)), gradient = grads(learned)
         before = trainable(state.params, state.noise)
         changes, opt_state = optimizer.update(
@@ -211,16 +233,24 @@ def make_train_step(
 
 
 def check_objective(objective: Objective, noise: Any) -> None:
-    """Refuses an objective that shifts a noise which cannot be shifted.
+    """Refuses an objective and a noise that do not go together.
 
     Raises:
-      ValueError: it does.
+      ValueError: the objective shifts the noise, and the noise cannot be shifted; or
+        it moves images, and the noise is learned.
     """
     if objective.attacks and not as_noise(noise).can_shift:
         raise ValueError(
             f"train.objective={objective.name!r} moves the noise in its own whitened "
             f'space, which only smoothing.noise="learned_view" and "learned_spectrum" '
             f"have; use another objective."
+        )
+    if objective.moves_images and not isinstance(as_noise(noise), FixedNoise):
+        raise ValueError(
+            f"train.objective={objective.name!r} moves images under a fixed noise or "
+            f"none. For learned noise, use train.objective='smooth_adversarial', which "
+            f"moves what the classifier sees of them; or set smoothing.noise to a noise "
+            f"that is not learned, and train.noisy=False to train without it."
         )
 
 
