@@ -38,11 +38,11 @@ def pictures(shape, count=6, seed=0):
 def ascent(ground_metric, num_steps, inner_steps):
     """Points of linear classifiers; programs are shared by tests of like shapes."""
 
-    def call(images, labels, weights, radius, seed, bias=(0.0, 0.0)):
+    def call(images, labels, weights, radius, seed, bias):
         return ball_ascent(
             images,
             labels,
-            lambda points: jnp.tensordot(points, weights, 3) + jnp.array(bias),
+            lambda points: jnp.tensordot(points, weights, 3) + bias,
             radius=radius,
             steps=num_steps,
             inner_steps=inner_steps,
@@ -50,7 +50,8 @@ def ascent(ground_metric, num_steps, inner_steps):
             key=jax.random.key(seed),
         )
 
-    return oracles.on_host(call, compiler_options=QUICKLY)
+    compiled = oracles.on_host(call, compiler_options=QUICKLY)
+    return lambda *arguments, bias=(0, 0): compiled(*arguments, np.float32(bias))
 
 
 def distances(images, points, metric):
@@ -61,10 +62,7 @@ class BallTest(chex.TestCase):
     # Few iterations leave flows that take pixels out of their range; long images make
     # it expensive to put that right.
     @parameterized.parameters(
-        ("l1", (3, 16, 1), 2, 2),
-        ("l1", (4, 5, 3), 4, 5),
-        ("l2", (3, 16, 1), 2, 2),
-        ("l2", (4, 5, 3), 4, 5),
+        ("l1", (3, 16, 1), 2, 2), ("l1", (4, 5, 3), 4, 5), ("l2", (4, 7, 1), 3, 3)
     )
     def test_points_stay_in_their_ball_with_mass_and_range(
         self, metric, shape, num_steps, inner_steps
@@ -87,7 +85,7 @@ class BallTest(chex.TestCase):
         images, weights = pictures((3, 4, 1), seed=1)
         labels = np.arange(6) % 2
         radius = 0.2
-        points = ascent(metric, 6, 40)(images, labels, weights, radius, 0)
+        points = ascent(metric, 12, 10)(images, labels, weights, radius, 0)
         # The margin of the label; the least distance at which it is as low as here.
         own = np.stack([weights[..., y] - weights[..., 1 - y] for y in labels])
         least = [
@@ -95,17 +93,17 @@ class BallTest(chex.TestCase):
             for image, slope, point in zip(images.astype(float), own, points)
         ]
         # Of flows along 8 directions some cost 1.08 times the Euclidean distance.
-        self.assertGreater(min(least), (0.93 if metric == "l1" else 0.86) * radius)
+        self.assertGreater(min(least), (0.95 if metric == "l1" else 0.9) * radius)
         self.assertLess(max(least), 1.02 * radius)
 
     def test_climbs_where_squares_of_slopes_vanish(self):
         images, weights = pictures((3, 4, 1))
         weights[..., 0] = 0
         find = functools.partial(
-            ascent("l1", 6, 40), images, np.zeros(6, int), weights, 0.2, 0
+            ascent("l1", 12, 10), images, np.zeros(6, int), weights, 0.2, 0
         )
         # With a start of 70, p of the other class and its slopes are e^-70.
-        np.testing.assert_allclose(find((70.0, 0.0)), find((0.0, 0.0)), atol=1e-3)
+        np.testing.assert_allclose(find(bias=(70, 0)), find(), atol=1e-3)
 
     def test_starts_at_random(self):
         images, _ = pictures((3, 4, 1))
@@ -122,7 +120,7 @@ class BallTest(chex.TestCase):
     def test_a_black_image_stays_and_spoils_no_other(self):
         images, weights = pictures((3, 4, 1))
         images[2] = 0
-        points = ascent("l1", 6, 40)(images, np.zeros(6, int), weights, 0.2, 0)
+        points = ascent("l1", 12, 10)(images, np.zeros(6, int), weights, 0.2, 0)
         np.testing.assert_array_equal(points[2], 0)
         chex.assert_tree_all_finite(points)
         self.assertGreater(distances(images[3:], points[3:], "l1").min(), 0.1)
@@ -149,7 +147,7 @@ class StepTest(chex.TestCase):
         images, labels = data.images / np.float32(255), data.labels
         module, optimizer = tiny_runs.Tiny(), optax.sgd(0.1)
         first = steps.init_state(jax.random.key(2), module, (4, 3, 1), optimizer)
-        first = first._replace(step=jnp.int32(3))
+        first = jax.device_get(first._replace(step=np.int32(3)))
         step_key = jax.random.fold_in(key, 3)
         _, key_noise = jax.random.split(step_key)
 
@@ -176,20 +174,26 @@ class StepTest(chex.TestCase):
 
         moved = oracles.on_host(move, compiler_options=QUICKLY)()
 
-        def update(objective, pixels):
-            scale = 255.0 if objective.moves_images else 1.0
-            make = functools.partial(steps.make_train_step, module, optimizer, perturb)
-            step = make(scale=scale, objective=objective, total_steps=total_steps)
-            start = jax.tree.map(jnp.copy, first)
-            arguments = start, key, pixels, labels
-            state, values = step.lower(*arguments).compile(QUICKLY)(*arguments)
-            return jax.device_get((state.variables, values))
+        def updated(objective, *batches):
+            step = steps.make_train_step(
+                module,
+                optimizer,
+                perturb,
+                scale=255.0 if objective.moves_images else 1.0,
+                objective=objective,
+                total_steps=total_steps,
+            )
+            compiled = step.lower(first, key, batches[0], labels).compile(QUICKLY)
+            for pixels in batches:
+                start = jax.device_put(first)
+                state, values = compiled(start, key, pixels, labels)
+                yield jax.device_get((state.variables, values))
 
-        plainly = Objective(copies=copies)
         ball = Objective("flow_adversarial", copies, ground_metric="l1", **BALL)
-        actual, expected = update(ball, data.images), update(plainly, moved)
+        (actual,) = updated(ball, data.images)
+        expected, unmoved = updated(Objective(copies=copies), moved, images)
         chex.assert_trees_all_close(actual, expected, atol=2e-4)
-        self.assertGreater(actual[1]["loss"], update(plainly, images)[1]["loss"] + 0.01)
+        self.assertGreater(actual[1]["loss"], unmoved[1]["loss"] + 0.01)
 
     def test_a_run_that_is_stopped_ends_as_if_left_alone(self):
         folder = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
