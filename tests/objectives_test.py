@@ -62,10 +62,11 @@ class LossTest(chex.TestCase):
         expected = {
             "cross_entropy": cross,
             "smooth_adversarial": cross,
+            "flow_adversarial": cross,
             "consistency": cross + weight * divergence + 0.5 * entropy,
         }
         for name, value in expected.items():
-            objective = Objective(name, copies, weight)
+            objective = Objective(name, copies, weight, ball_radius=0.1)
             actual = float(oracles.on_host(objective.loss)(logits, labels))
             self.assertAlmostEqual(actual, value, places=5)
             self.assertEqual(objective.attacks, name == "smooth_adversarial")
@@ -97,7 +98,8 @@ class LossTest(chex.TestCase):
     def test_stays_finite_for_certain_answers(self, name):
         logits = jnp.array([[[0.0, 300.0], [500.0, 0.0]], [[400.0, 0.0], [0.0, 9.0]]])
         labels = np.array([0, 1])
-        value_and_slope = oracles.on_host(jax.value_and_grad(Objective(name, 2).loss))
+        objective = Objective(name, 2, ball_radius=0.1)
+        value_and_slope = oracles.on_host(jax.value_and_grad(objective.loss))
         value, slope = value_and_slope(logits, labels)
         chex.assert_tree_all_finite((value, slope))
 

@@ -53,12 +53,14 @@ from wsjax.votes import as_argument
 
 
 def check_not_negative(**values):
+    """Refuses Python numbers that are negative or not finite; arrays pass."""
     for name, value in values.items():
         if isinstance(value, (int, float)) and not 0 <= value < np.inf:
             raise ValueError(f"{name}={value} is negative or not finite.")
 
 
 def check_whole(**values):
+    """Refuses Python numbers that are not whole and positive; arrays pass."""
     for name, value in values.items():
         if isinstance(value, (int, float)) and not (value >= 1 and value % 1 == 0):
             raise ValueError(f"{name}={value} is not a whole number above zero.")

@@ -7,8 +7,8 @@ costs C_d, a coupling `pi[d, i]` is the mass that pixel i sends to pixel i + d, 
     Pi = {pi >= 0,  sum_d pi[d, i] = x_i,  <pi, C> <= epsilon}.
 
 The image is what arrives, `z_j = sum_d pi[d, j - d]`, and the gradient of a loss for pi
-is that for z, seen from each offset. Written here from the two problems they solve, both
-by a price `lambda >= 0` of the budget:
+is that for z, seen from each offset. Written here from the two problems they solve,
+both by a price `lambda >= 0` of the budget:
 
   * Projection of a coupling G: minimise `|pi - G|^2` over Pi. At a given price every
     pixel is on its own: its row is the projection of `G_i - lambda C` onto the simplex

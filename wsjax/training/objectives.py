@@ -1,11 +1,11 @@
 """What a base classifier is trained for: losses on several noisy copies per image.
 
 A certificate asks for votes that agree, not only for the right answer on one copy.
-The objectives here ask for that in different ways. All but the last act after whitening,
-where every Gaussian law of this package is plain Gaussian noise and the adversary's ball
-is round; `docs/noise.md` has them measured against each other at equal compute. The
-last, "flow_adversarial", moves the images themselves within a Wasserstein ball, and
-works without noise.
+The objectives here ask for that in different ways. All but the last act after
+whitening, where every Gaussian law of this package is plain Gaussian noise and the
+adversary's ball is round; `docs/noise.md` has them measured against each other at equal
+compute. The last, "flow_adversarial", moves the images themselves within a Wasserstein
+ball, and works without noise.
 """
 
 import dataclasses

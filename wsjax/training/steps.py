@@ -249,7 +249,7 @@ def check_objective(objective: Objective, noise: Any) -> None:
         raise ValueError(
             f"train.objective={objective.name!r} moves images under a fixed noise or "
             f"none. For learned noise, use train.objective='smooth_adversarial', which "
-            f"moves what the classifier sees of them; or set smoothing.noise to a noise "
+            f"moves what the classifier sees of them; or set smoothing.noise to one "
             f"that is not learned, and train.noisy=False to train without it."
         )
 
