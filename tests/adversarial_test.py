@@ -26,10 +26,12 @@ QUICKLY = {"xla_backend_optimization_level": 0}
 EACH_METRIC = parameterized.parameters("l1", "l2")
 
 
-def pictures(shape, count=6, seed=0):
-    """Mostly black and partly white, as digits are; and weights of two classes."""
+def pictures(shape, count=6, seed=0, lit=0.6):
+    """Partly black and partly white, as digits are; and weights of two classes."""
     rng = np.random.default_rng(seed)
-    images = rng.uniform(-1.5, 2, (count, *shape)).clip(0, 1)
+    images = rng.uniform(0, 1.5, (count, *shape)).clip(0, 1)
+    images *= rng.uniform(size=images.shape) < lit
+    images[:, 0, 1] = 1
     weights = rng.normal(size=(*shape, 2))
     return images.astype(np.float32), weights.astype(np.float32)
 
@@ -59,15 +61,15 @@ def distances(images, points, metric):
 
 
 class BallTest(chex.TestCase):
-    # Few iterations leave flows that take pixels out of their range; long images make
-    # it expensive to put that right.
+    # Few iterations leave flows that take pixels out of their range, most of all where
+    # mass crosses black pixels; long images make it expensive to put that right.
     @parameterized.parameters(
-        ("l1", (3, 16, 1), 2, 2), ("l1", (4, 5, 3), 4, 5), ("l2", (4, 7, 1), 3, 3)
+        ("l1", (3, 16, 1), 3, 3), ("l1", (4, 5, 3), 4, 5), ("l2", (3, 16, 1), 3, 3)
     )
     def test_points_stay_in_their_ball_with_mass_and_range(
         self, metric, shape, num_steps, inner_steps
     ):
-        images, weights = pictures(shape)
+        images, weights = pictures(shape, lit=0.12)
         find = ascent(metric, num_steps, inner_steps)
         for radius in (0.05, 0.3, 1.0):
             points = find(images, np.arange(6) % 2, weights, radius, 0)
@@ -78,7 +80,7 @@ class BallTest(chex.TestCase):
             np.testing.assert_allclose(*masses, rtol=2e-6)
             far = distances(images, points, metric)
             self.assertLess(far.max(), 1.02 * radius)
-            self.assertGreater(far.min(), 0.3 * radius)
+            self.assertGreater(far.min(), 0.2 * radius)
 
     @EACH_METRIC
     def test_no_nearer_image_has_the_loss_of_a_linear_classifier(self, metric):
@@ -107,6 +109,7 @@ class BallTest(chex.TestCase):
 
     def test_starts_at_random(self):
         images, _ = pictures((3, 4, 1))
+        images = np.repeat(images[:1], 6, axis=0)
         flat = np.zeros((3, 4, 1, 2), np.float32)  # Nowhere to climb.
         find = functools.partial(ascent("l1", 1, 5), images, np.zeros(6, int), flat)
         one, same, other = find(0.3, 0), find(0.3, 0), find(0.3, 1)
@@ -114,8 +117,8 @@ class BallTest(chex.TestCase):
         self.assertGreater(np.abs(other - one).max((1, 2, 3)).min(), 1e-3)
         far = distances(images, one, "l1")
         self.assertLess(far.max(), 1.02 * 0.3)
-        # Anywhere in the ball, not on its surface alone.
-        self.assertGreater(far.max() / far.min(), 1.5)
+        # Anywhere in the ball, not at one distance only.
+        self.assertGreater(far.max() / far.min(), 2)
 
     def test_a_black_image_stays_and_spoils_no_other(self):
         images, weights = pictures((3, 4, 1))
