@@ -162,8 +162,11 @@ class ManifestTest(chex.TestCase):
             }
         )
         for key in configs.MAY_DIFFER:
-            block, name = key.split(".")
-            self.assertIn(name, resolved[block])
+            *blocks, name = key.split(".")
+            there = resolved
+            for block in blocks:
+                there = there[block]
+            self.assertIn(name, there, key)
 
     def test_tuples_equal_the_lists_they_become(self):
         self.record(changed("data.widths", (1, 2)))
