@@ -40,31 +40,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from wsjax.attacks.answers import check_images
+from wsjax.attacks.checks import check_not_negative, check_positive, check_whole
 from wsjax.attacks.pgd import AttackResult
 from wsjax.attacks.sinkhorn import (
     _EMPTY,
     _RELAXATION,
-    _check_positive,
     _solve_budget,
     _solve_exp_plus_identity,
     window_cost,
 )
 from wsjax.votes import as_argument
-
-
-def check_not_negative(**values):
-    """Refuses Python numbers that are negative or not finite; arrays pass."""
-    for name, value in values.items():
-        if isinstance(value, (int, float)) and not 0 <= value < np.inf:
-            raise ValueError(f"{name}={value} is negative or not finite.")
-
-
-def check_whole(**values):
-    """Refuses Python numbers that are not whole and positive; arrays pass."""
-    for name, value in values.items():
-        if isinstance(value, (int, float)) and not (value >= 1 and value % 1 == 0):
-            raise ValueError(f"{name}={value} is not a whole number above zero.")
-
 
 _FARTHEST = 1e4  # Exponents beyond this have too few digits left in float32.
 
@@ -158,8 +143,8 @@ def capacity_projection(
         )
     if not jnp.issubdtype(center.dtype, jnp.floating):
         raise ValueError(f"center is {center.dtype}; convert it to floats first.")
-    _check_positive(epsilon=epsilon, regularization=regularization, capacity=capacity)
-    _check_positive(tolerance=tolerance, mass_tolerance=mass_tolerance)
+    check_positive(epsilon=epsilon, regularization=regularization, capacity=capacity)
+    check_positive(tolerance=tolerance, mass_tolerance=mass_tolerance)
     check_whole(max_iterations=max_iterations)
     check_not_negative(slack=slack)
     dtype, lam, channels = center.dtype, regularization, center.shape[2]
@@ -299,7 +284,7 @@ class CapacityAttack:
     batch_size: int = 32
 
     def __post_init__(self):
-        _check_positive(
+        check_positive(
             step_size=self.step_size,
             epsilon=self.epsilon,
             regularization=self.regularization,

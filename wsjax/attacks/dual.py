@@ -35,14 +35,14 @@ import numpy as np
 from wsjax.attacks.answers import check_images
 from wsjax.attacks.capacity import (
     Grid,
-    check_whole,
     for_each,
     raise_broken,
     unit_ascent,
     wrong_answers,
 )
+from wsjax.attacks.checks import check_positive, check_whole
 from wsjax.attacks.pgd import AttackResult
-from wsjax.attacks.sinkhorn import _EMPTY, _check_positive, window_cost
+from wsjax.attacks.sinkhorn import _EMPTY, window_cost
 from wsjax.votes import as_argument
 
 METHODS = ("projection", "frank_wolfe")
@@ -159,7 +159,7 @@ def linear_oracle(
 
     Source: Wu, Wang & Yu, ICML 2020, Section 5; derivation at the head of this module.
     """
-    _check_positive(gamma=gamma)
+    check_positive(gamma=gamma)
     if slopes.shape != center.shape:
         raise ValueError(
             f"slopes has shape {slopes.shape} and center {center.shape}; both must "
@@ -201,7 +201,7 @@ class _Problem:
             )
         if not jnp.issubdtype(center.dtype, jnp.floating):
             raise ValueError(f"center is {center.dtype}; convert it to floats first.")
-        _check_positive(epsilon=epsilon, tolerance=tolerance)
+        check_positive(epsilon=epsilon, tolerance=tolerance)
         check_whole(max_iterations=max_iterations)
         dtype = center.dtype
         self.grid = Grid(center.shape, size)
@@ -359,8 +359,8 @@ class DualAttack:
                 f"is (0.5,)."
             )
         for epsilon in radii:
-            _check_positive(epsilons=epsilon)
-        _check_positive(step_size=self.step_size, gamma=self.gamma)
+            check_positive(epsilons=epsilon)
+        check_positive(step_size=self.step_size, gamma=self.gamma)
         check_whole(
             max_steps=self.max_steps,
             dual_iterations=self.dual_iterations,

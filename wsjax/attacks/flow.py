@@ -24,7 +24,9 @@ import numpy as np
 from wsjax import smoothing as smoothed
 from wsjax.attacks import losses, polytope, repair
 from wsjax.attacks.answers import Ask, check_images, fold_in, is_wrong, make_ask
+from wsjax.attacks.checks import check_positive, check_whole
 from wsjax.attacks.pgd import AttackResult
+from wsjax.confidence import check_alpha
 from wsjax.transport import exact_distance
 from wsjax.votes import as_argument
 
@@ -90,9 +92,7 @@ class FlowAttack:
                 f"fraction of mass, or 0 to look for the smallest."
             )
         for name in ("step_size", "start_radius"):
-            value = getattr(self, name)
-            if not 0 < value < np.inf:
-                raise ValueError(f"{name}={value} is not a positive finite number.")
+            check_positive(**{name: getattr(self, name)})
         for name in (
             "max_steps",
             "inner_steps",
@@ -102,19 +102,13 @@ class FlowAttack:
             "n",
             "batch_size",
         ):
-            value = getattr(self, name)
-            if value != int(value) or value < 1:
-                raise ValueError(f"{name}={value} is not a whole number above zero.")
+            check_whole(**{name: getattr(self, name)})
         if self.levels != int(self.levels) or self.levels < 0:
             raise ValueError(
                 f"levels={self.levels} is neither 0 (any floats) nor the largest "
                 f"level, e.g. 255."
             )
-        if not 0 < self.alpha < 0.5:
-            raise ValueError(
-                f"alpha={self.alpha} is outside (0, 0.5). alpha is the probability "
-                f"that an answer is wrong: 95% confidence is alpha=0.05, not 0.95."
-            )
+        check_alpha(self.alpha)
 
     @property
     def directions(self) -> int:

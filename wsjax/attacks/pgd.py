@@ -24,7 +24,9 @@ import numpy as np
 
 from wsjax import smoothing as smoothed
 from wsjax.attacks.answers import check_images, fold_in, is_wrong, make_ask
+from wsjax.attacks.checks import check_positive, check_whole
 from wsjax.attacks.sinkhorn import sinkhorn_projection, window_cost
+from wsjax.confidence import check_alpha
 from wsjax.votes import as_argument
 
 # Settings that are compiled into a step; the others can change without compiling anew.
@@ -99,9 +101,7 @@ class SinkhornAttack:
                 f"Use 1.0 for an attack at one fixed radius."
             )
         for name in ("step_size", "epsilon", "regularization", "tolerance"):
-            value = getattr(self, name)
-            if not 0 < value < np.inf:
-                raise ValueError(f"{name}={value} is not a positive finite number.")
+            check_positive(**{name: getattr(self, name)})
         for name in (
             "epsilon_every",
             "max_steps",
@@ -110,14 +110,8 @@ class SinkhornAttack:
             "n",
             "batch_size",
         ):
-            value = getattr(self, name)
-            if value != int(value) or value < 1:
-                raise ValueError(f"{name}={value} is not a whole number above zero.")
-        if not 0 < self.alpha < 0.5:
-            raise ValueError(
-                f"alpha={self.alpha} is outside (0, 0.5). alpha is the probability "
-                f"that an answer is wrong: 95% confidence is alpha=0.05, not 0.95."
-            )
+            check_whole(**{name: getattr(self, name)})
+        check_alpha(self.alpha)
         window_cost(self.kernel_size, self.ground_metric, self.power)
 
 

@@ -46,6 +46,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wsjax.attacks.checks import check_positive
+
 _EMPTY = -1e30  # Stands for log 0: its exp is 0, and no difference of it is NaN.
 _RELAXATION = 1.5
 
@@ -158,8 +160,8 @@ def sinkhorn_projection(
         )
     if not jnp.issubdtype(center.dtype, jnp.floating):
         raise ValueError(f"center is {center.dtype}; convert it to floats first.")
-    _check_positive(epsilon=epsilon, regularization=regularization)
-    _check_positive(max_iterations=max_iterations, tolerance=tolerance)
+    check_positive(epsilon=epsilon, regularization=regularization)
+    check_positive(max_iterations=max_iterations, tolerance=tolerance)
     costs = jnp.asarray(window_cost(kernel_size, ground_metric, power), center.dtype)
     log_sums = functools.partial(_log_sums, log_domain=log_domain)
     move = functools.partial(_mass_by_offset, log_domain=log_domain)
@@ -335,9 +337,3 @@ def _solve_budget(moved, costs, log_epsilon, lowest):
         slope = (jax.nn.softmax(terms, axis=(0, 1)) * costs).sum()
         rise = jnp.maximum(rise + excess / slope, lowest)
     return rise
-
-
-def _check_positive(**values):
-    for name, value in values.items():
-        if isinstance(value, (int, float)) and not 0 < value < np.inf:
-            raise ValueError(f"{name}={value} is not a positive finite number.")
