@@ -113,7 +113,7 @@ class FlowAttack:
     @property
     def directions(self) -> int:
         """`neighbours`, with the default filled in."""
-        return self.neighbours or (4 if self.ground_metric == "l1" else 8)
+        return self.neighbours or polytope.default_neighbours(self.ground_metric)
 
 
 class _State(NamedTuple):

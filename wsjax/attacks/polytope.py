@@ -60,6 +60,11 @@ class Flow(NamedTuple):
     threshold: jax.Array
 
 
+def default_neighbours(ground_metric: str) -> int:
+    """4 for "l1", where such paths are exact; 8 for "l2"."""
+    return 4 if ground_metric == "l1" else 8
+
+
 def stencil_factor(neighbours: int) -> float:
     """Largest ratio of the cost along a stencil to the Euclidean distance.
 

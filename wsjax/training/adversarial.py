@@ -73,7 +73,7 @@ def ball_ascent(
     Source: Madry et al., "Towards Deep Learning Models Resistant to Adversarial
     Attacks", 2018; in Wasserstein balls, with another projection, Wong et al. 2019.
     """
-    neighbours = 4 if ground_metric == "l1" else 8
+    neighbours = polytope.default_neighbours(ground_metric)
     weights = tuple(polytope.lengths(neighbours, ground_metric).tolist())
     # The projection wants the batch last; the classifier wants it first.
     originals = jnp.moveaxis(images, 0, -1)
