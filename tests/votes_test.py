@@ -87,6 +87,23 @@ class CountVotesTest(parameterized.TestCase):
 
         np.testing.assert_array_equal(more - few, by_hand(key, [30]))
 
+    @parameterized.parameters(*votes.BACKENDS)
+    def test_further_draws_start_where_others_ended(self, backend):
+        devices = some_devices(self, 4)
+        key = make_key(3)
+        for start, n in ((0, 5), (5, 1), (7, 40)):
+            actual = count(
+                key,
+                IMAGE,
+                n=n,
+                start=start,
+                block_size=8,
+                devices=devices,
+                backend=backend,
+            )
+            expected = by_hand(key, range(start, start + n))
+            np.testing.assert_array_equal(actual, expected)
+
     def test_default_devices_are_all_and_other_images_do_not_matter(self):
         key = make_key(5)
 
@@ -237,6 +254,11 @@ class ErrorsTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "whole number between 1 and") as caught:
             count(make_key(0), IMAGE, **sizes)
         self.assertIn(f"{name}={value!r}", str(caught.exception))
+
+    @parameterized.parameters(-1, 0.5, 2**31 - 2**24 - 10)
+    def test_refuses_impossible_starts(self, start):
+        with self.assertRaisesRegex(ValueError, "start="):
+            count(make_key(0), IMAGE, n=10, start=start)
 
     def test_refuses_blocks_beyond_the_reach_of_the_counters(self):
         with self.assertRaisesRegex(ValueError, "use smaller blocks"):

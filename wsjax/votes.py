@@ -53,6 +53,7 @@ def count_votes(
     perturb: Callable[[jax.Array, jax.Array], jax.Array],
     *,
     n: int,
+    start: int = 0,
     block_size: int = 250,
     devices: Sequence[Any] | None = None,
     backend: str = "pmap",
@@ -74,6 +75,8 @@ def count_votes(
       perturb: `(key, [H, W, C]) -> [H, W, C]`, one noisy copy, e.g. the method
         `perturb` of a noise law.
       n: number of draws, at least one.
+      start: number of the first draw. Counts of `n` draws and those of `m` more from
+        `start=n` sum to the counts of `n + m` draws.
       block_size: draws classified at a time on one device. Around 250 suits a
         CPU's caches; larger is better on accelerators. Keep it fixed within a run.
       devices: local devices to use; default all of this process.
@@ -83,14 +86,19 @@ def count_votes(
       `[K]` int32 counts.
 
     Raises:
-      ValueError: `n` or `block_size` is not positive, `n` needs more than 2**31
-        draws, the backend is unknown, or the classifier's output is not `[B, K]`.
+      ValueError: `n` or `block_size` is not positive, `start` is negative, draws reach
+        2**31, the backend is unknown, or the classifier's output is not `[B, K]`.
     """
     for name, value in (("n", n), ("block_size", block_size)):
         if int(value) != value or not 1 <= value < 2**31 - 2**24:
             raise ValueError(
                 f"{name}={value!r} is not a whole number between 1 and 2**31 - 2**24."
             )
+    if int(start) != start or not 0 <= start < 2**31 - 2**24 - n:
+        raise ValueError(
+            f"start={start!r} is not a whole number from 0 with start + n={n} below "
+            f"2**31 - 2**24."
+        )
     if block_size > 2**24:
         raise ValueError(f"block_size={block_size} is above 2**24; use smaller blocks.")
     if backend not in BACKENDS:
@@ -106,18 +114,19 @@ def count_votes(
             f"return logits [B, K], here [{block_size}, number of classes]."
         )
     counter = _counter(int(block_size), logits.shape[1], devices, backend)
-    return counter(classify, perturb, key, image, np.int32(n))
+    draws = np.array([start, start + n], np.int32)
+    return counter(classify, perturb, key, image, draws)
 
 
-def _block_votes(block, num_classes, classify, perturb, keys_from, image, n, size):
-    """`[K]` int32 votes of draws `block * size + (0 ... size - 1)` below `n`."""
-    draws = block * size + jnp.arange(size, dtype=jnp.int32)
+def _block_votes(first, end, size, num_classes, classify, perturb, keys_from, image):
+    """`[K]` int32 votes of draws `first + (0 ... size - 1)` below `end`."""
+    draws = first + jnp.arange(size, dtype=jnp.int32)
 
     def copy(draw):
         return perturb(jax.random.fold_in(keys_from, draw), image)
 
     logits = classify(jax.vmap(copy)(draws))
-    valid = (draws < n) & jnp.all(jnp.isfinite(logits), axis=-1)
+    valid = (draws < end) & jnp.all(jnp.isfinite(logits), axis=-1)
     winners = jnp.argmax(logits, axis=-1)
     # Comparing beats scattering on every backend at these sizes.
     hits = winners[:, None] == jnp.arange(num_classes, dtype=winners.dtype)
@@ -129,16 +138,17 @@ def _counter(block_size, num_classes, devices, backend):
     """The compiled counting loop for one layout of blocks over devices."""
     stride = len(devices)
 
-    def on_one_device(first_block, classify, perturb, key, image, n):
-        blocks = (n + block_size - 1) // block_size
+    def on_one_device(first_block, classify, perturb, key, image, draws):
+        start, end = draws
+        blocks = (end - start + block_size - 1) // block_size
         # Device d takes blocks d, d + stride, ...: a loop of run-time length, so
         # that selection and estimation, with other n, share one program.
         rounds = jnp.maximum(blocks - first_block + stride - 1, 0) // stride
 
         def add_block(i, votes):
-            block = first_block + i * stride
+            first = start + (first_block + i * stride) * block_size
             return votes + _block_votes(
-                block, num_classes, classify, perturb, key, image, n, block_size
+                first, end, block_size, num_classes, classify, perturb, key, image
             )
 
         votes = jnp.zeros((num_classes,), jnp.int32)
