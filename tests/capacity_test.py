@@ -410,13 +410,13 @@ class CapacityAttackTest(chex.TestCase):
     def test_other_images_and_batches_change_nothing(self):
         images, labels, _, classify = linear_case(2, 7)
         whole = capacity_attack(images, labels, classify, settings=SETTINGS)
-        compiled = capacity._run._cache_size()
+        compiled = capacity._step._cache_size()
 
         part = capacity_attack(images[3:5], labels[3:5], classify, settings=SETTINGS)
         settings = dataclasses.replace(SETTINGS, max_steps=59, epsilon=0.0101)
         capacity_attack(images[:1], labels[:1], classify, settings=settings)
 
-        self.assertEqual(capacity._run._cache_size(), compiled)
+        self.assertEqual(capacity._step._cache_size(), compiled)
         np.testing.assert_array_equal(part.steps, whole.steps[3:5])
         np.testing.assert_allclose(part.adversarial, whole.adversarial[3:5], atol=1e-5)
 

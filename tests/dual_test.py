@@ -335,7 +335,7 @@ class DualAttackTest(chex.TestCase):
         images, labels, _, classify = linear_case(2, 7)
         labels[6] = 1 - labels[6]
         whole = dual_attack(images, labels, classify, settings=SETTINGS)
-        compiled = dual._run._cache_size()
+        compiled = dual._step._cache_size()
 
         part = dual_attack(images[3:5], labels[3:5], classify, settings=SETTINGS)
         settings = dataclasses.replace(
@@ -343,7 +343,7 @@ class DualAttackTest(chex.TestCase):
         )
         few = dual_attack(images, labels, classify, settings=settings)
 
-        self.assertEqual(dual._run._cache_size(), compiled)
+        self.assertEqual(dual._step._cache_size(), compiled)
         np.testing.assert_allclose(part.adversarial, whole.adversarial[3:5], atol=1e-4)
         for result in (whole, few):
             self.assertEqual((result.epsilon[6], result.steps[6]), (0, 0))

@@ -334,9 +334,8 @@ def capacity_attack(
 
     Steps along the gradient of the cross-entropy, scaled to a largest entry of one;
     projects, from the duals of the step before; clips to [0, 1]; asks again. An image
-    leaves at its first success and its place goes to the next one. All steps between
-    two such changes run in one program on the device. Nothing is repaired: points can
-    be outside their ball by the tolerances, see `measure`.
+    leaves at its first success and its place goes to the next one. Nothing is
+    repaired: points can be outside their ball by the tolerances, see `measure`.
 
     Args:
       images: `[N, H, W, C]` float, in [0, 1], none all black.
@@ -439,10 +438,20 @@ def _picked(slots, order):
     return jax.tree.map(lambda leaf: leaf[order], slots)
 
 
-@functools.partial(jax.jit, static_argnames="window")
 def _run(slots, numbers, patience, classify, *, window):
     """Steps until so many slots are idle, or all."""
+    # A loop on the host: gradients of convolutions inside XLA's own loops are several
+    # times slower on a CPU.
+    live = np.asarray(slots.live)
+    while live.any() and (~live).sum() < patience:
+        slots = _step(slots, numbers, classify, window=window)
+        live = np.asarray(slots.live)
+    return slots
 
+
+@functools.partial(jax.jit, static_argnames="window")
+def _step(slots, numbers, classify, *, window):
+    """One step of every live slot: uphill, projected, clipped, asked."""
     kernel_size, ground_metric = window
     options = {
         name: numbers[name]
@@ -462,44 +471,38 @@ def _run(slots, numbers, patience, classify, *, window):
             **options,
         )
 
-    def one_step(slots):
-        center, point, label, duals, steps, live, fooled, broken = slots
-        uphill = unit_ascent(point, label, classify)
-        mass = center.sum((1, 2, 3), keepdims=True)
-        length = numbers["step_size"] / center.shape[-1] * mass
-        growths = steps // numbers["epsilon_every"]
-        epsilon = numbers["epsilon"] + growths * numbers["epsilon_growth"]
-        found = for_each(
-            project,
-            center,
-            point + length * uphill,
-            epsilon.astype(center.dtype),
-            duals,
-            live,
-        )
-        moved = jnp.clip(found.image, 0, 1)
-        errs, senseless = _ask(moved, label, classify)
+    center, point, label, duals, steps, live, fooled, broken = slots
+    uphill = unit_ascent(point, label, classify)
+    mass = center.sum((1, 2, 3), keepdims=True)
+    length = numbers["step_size"] / center.shape[-1] * mass
+    growths = steps // numbers["epsilon_every"]
+    epsilon = numbers["epsilon"] + growths * numbers["epsilon_growth"]
+    found = for_each(
+        project,
+        center,
+        point + length * uphill,
+        epsilon.astype(center.dtype),
+        duals,
+        live,
+    )
+    moved = jnp.clip(found.image, 0, 1)
+    errs, senseless = ask_once(moved, label, classify)
 
-        def update(new, old):
-            return jnp.where(live.reshape(-1, *[1] * (old.ndim - 1)), new, old)
+    def update(new, old):
+        return jnp.where(live.reshape(-1, *[1] * (old.ndim - 1)), new, old)
 
-        fooled, broken = update(errs, fooled), update(senseless, broken)
-        steps = update(steps + 1, steps)
-        return _Slots(
-            center,
-            update(moved, point),
-            label,
-            jax.tree.map(update, found.duals, duals),
-            steps,
-            live & ~fooled & ~broken & (steps < numbers["max_steps"]),
-            fooled,
-            broken,
-        )
-
-    def worthwhile(slots):
-        return slots.live.any() & ((~slots.live).sum() < patience)
-
-    return jax.lax.while_loop(worthwhile, one_step, slots)
+    fooled, broken = update(errs, fooled), update(senseless, broken)
+    steps = update(steps + 1, steps)
+    return _Slots(
+        center,
+        update(moved, point),
+        label,
+        jax.tree.map(update, found.duals, duals),
+        steps,
+        live & ~fooled & ~broken & (steps < numbers["max_steps"]),
+        fooled,
+        broken,
+    )
 
 
 def unit_ascent(points, labels, classify, inside=None):
@@ -537,7 +540,7 @@ def wrong_answers(points, right, classify, batch_size):
     rows = np.arange(len(points))
     for block in np.split(rows, range(batch_size, len(rows), batch_size)):
         padded = np.resize(block, batch_size)
-        found, broken = _ask(jnp.asarray(points[padded]), right[padded], classify)
+        found, broken = ask_once(jnp.asarray(points[padded]), right[padded], classify)
         if np.any(broken):
             raise_broken(padded[np.asarray(broken)])
         errs[block] = np.asarray(found)[: len(block)]
@@ -551,7 +554,7 @@ def raise_broken(rows):
 
 
 @jax.jit
-def _ask(points, labels, classify):
+def ask_once(points, labels, classify):
     """`[B]` bool each: which answers are wrong, and which logits are not numbers."""
     logits = classify(points)
     finite = jnp.isfinite(logits).all(axis=-1)

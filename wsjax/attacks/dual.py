@@ -35,6 +35,7 @@ import numpy as np
 from wsjax.attacks.answers import check_images
 from wsjax.attacks.capacity import (
     Grid,
+    ask_once,
     for_each,
     raise_broken,
     unit_ascent,
@@ -387,9 +388,8 @@ def dual_attack(
     """Attacks images at one radius, or at several in turn until one succeeds.
 
     Steps uphill on the cross-entropy of the clipped image, with gradients scaled to a
-    largest entry of one, among the couplings within budget. All steps of a batch run
-    in one program on the device. Nothing is repaired: an image has the mass of its
-    original and is in the ball, but pixels can exceed one.
+    largest entry of one, among the couplings within budget. Nothing is repaired: an
+    image has the mass of its original and is in the ball, but pixels can exceed one.
 
     Args:
       images: `[N, H, W, C]` float, in [0, 1], none all black.
@@ -452,9 +452,8 @@ def dual_attack(
 
 
 class _State(NamedTuple):
-    """The batch under attack; leading axes of the batch size, but for `step`."""
+    """The batch under attack; leading axes of the batch size."""
 
-    step: jax.Array  # int32, scalar
     plan: jax.Array  # [B, k, k, H, W, C] of "projection", else empty.
     point: jax.Array  # [B, H, W, C]
     price: jax.Array  # [B]
@@ -464,19 +463,40 @@ class _State(NamedTuple):
     taken: jax.Array  # [B] int32
 
 
-@functools.partial(jax.jit, static_argnames="compiled")
 def _run(centers, labels, live, epsilon, numbers, classify, *, compiled):
     """All steps of a batch at one radius."""
+    method, size, _ = compiled
+    shape, middle, count = centers.shape[1:], size // 2, len(centers)
+    no = jnp.zeros(count, bool)
+    plans = jnp.zeros((count, 0), centers.dtype)
+    if method == "projection":
+        plans = jnp.zeros((count, size, size, *shape), centers.dtype)
+        plans = plans.at[:, middle, middle].set(centers)
+    state = _State(
+        plans,
+        jnp.asarray(centers),
+        jnp.zeros(count, centers.dtype),
+        jnp.asarray(live),
+        no,
+        no,
+        jnp.zeros(count, jnp.int32),
+    )
+    given = (state.point, labels, epsilon, numbers, classify)
+    # A loop on the host: gradients of convolutions inside XLA's own loops are several
+    # times slower on a CPU. The device is waited for only where it could end early.
+    for step in range(int(numbers["max_steps"])):
+        state = _step(state, np.int32(step), *given, compiled=compiled)
+        if numbers["early_stop"] and not np.asarray(state.live).any():
+            break
+    fooled, broken = ask_once(state.point, labels, classify)
+    return state.point, fooled, broken | state.broken, state.taken
+
+
+@functools.partial(jax.jit, static_argnames="compiled")
+def _step(state, step, centers, labels, epsilon, numbers, classify, *, compiled):
+    """One step of every live image."""
     method, size, ground_metric = compiled
-    shape, middle = centers.shape[1:], size // 2
-    grid, projecting = Grid(shape, size), method == "projection"
-
-    no = jnp.zeros(len(centers), bool)
-
-    def ask(points):
-        logits = classify(points)
-        finite = jnp.isfinite(logits).all(axis=-1)
-        return finite & (logits.argmax(axis=-1) != labels), ~finite
+    grid = Grid(centers.shape[1:], size)
 
     def ascend(points):
         # Clipping passes no gradient beyond the ceiling, and all of it there. Below
@@ -511,44 +531,24 @@ def _run(centers, labels, live, epsilon, numbers, classify, *, compiled):
         )
         return coupling_image(found.mass), found.price
 
-    def one_step(state):
-        slopes = ascend(state.point)
-        plan, price = state.plan, state.price
-        if projecting:
-            plan, moved, price = for_each(project, centers, plan, slopes, price)
-        else:
-            # The image is linear in the coupling, so its average needs no coupling.
-            far, price = for_each(uphill, centers, slopes, price)
-            share = 2 / (state.step + 2).astype(far.dtype)
-            moved = state.point + share * (far - state.point)
-        moved = jnp.where(state.live[:, None, None, None], moved, state.point)
-        fooled, broken, live = state.fooled, state.broken, state.live
-        errs, senseless = jax.lax.cond(
-            numbers["early_stop"], ask, lambda points: (no, no), moved
-        )
-        fooled, broken = fooled | (live & errs), broken | (live & senseless)
-        live = live & ~fooled & ~broken
-        taken = state.taken + state.live
-        return _State(state.step + 1, plan, moved, price, live, fooled, broken, taken)
-
-    def unfinished(state):
-        return state.live.any() & (state.step < numbers["max_steps"])
-
-    count = len(centers)
-    plans = jnp.zeros((count, 0), centers.dtype)
-    if projecting:
-        plans = jnp.zeros((count, size, size, *shape), centers.dtype)
-        plans = plans.at[:, middle, middle].set(centers)
-    start = _State(
-        jnp.zeros((), jnp.int32),
-        plans,
-        jnp.asarray(centers),
-        jnp.zeros(count, centers.dtype),
-        jnp.asarray(live),
-        no,
-        no,
-        jnp.zeros(count, jnp.int32),
+    slopes = ascend(state.point)
+    plan, price = state.plan, state.price
+    if method == "projection":
+        plan, moved, price = for_each(project, centers, plan, slopes, price)
+    else:
+        # The image is linear in the coupling, so its average needs no coupling.
+        far, price = for_each(uphill, centers, slopes, price)
+        share = 2 / (step + 2).astype(far.dtype)
+        moved = state.point + share * (far - state.point)
+    moved = jnp.where(state.live[:, None, None, None], moved, state.point)
+    no = jnp.zeros(len(centers), bool)
+    errs, senseless = jax.lax.cond(
+        numbers["early_stop"],
+        lambda points: ask_once(points, labels, classify),
+        lambda points: (no, no),
+        moved,
     )
-    end = jax.lax.while_loop(unfinished, one_step, start)
-    fooled, broken = ask(end.point)
-    return end.point, fooled, broken | end.broken, end.taken
+    fooled = state.fooled | (state.live & errs)
+    broken = state.broken | (state.live & senseless)
+    live = state.live & ~fooled & ~broken
+    return _State(plan, moved, price, live, fooled, broken, state.taken + state.live)
