@@ -254,9 +254,9 @@ def measure(attack, settings, images, labels, classify, arguments):
     return {
         "cpu_ms_per_image": round(1e3 * clock.seconds / len(images), 1),
         "success": round(float(result.success.mean()), 3),
-        "median_nominal": round(float(np.median(result.epsilon)), 4),
+        "median_nominal": significant(np.median(result.epsilon)),
         "success_valid": round(float((wrong & found).mean()), 3),
-        "median_exact": round(float(np.median(exact)), 4),
+        "median_exact": significant(np.median(exact)),
         **{
             f"accuracy_{radius:g}": round(float((exact > radius).mean()), 3)
             for radius in (arguments.scale / 2, arguments.scale, 1.5 * arguments.scale)
@@ -264,6 +264,11 @@ def measure(attack, settings, images, labels, classify, arguments):
         "mass_error": round(float(lost[nominal].mean()) if nominal.any() else 0.0, 5),
         "mass_above_one": round(float((outside / mass).mean()), 5),
     }
+
+
+def significant(value, digits=3):
+    """The number in three digits, however small."""
+    return float(f"{value:.{digits}g}")
 
 
 class CpuClock:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from wsjax import make_key
+from wsjax import fast_random, make_key
 
 SEEDS = (0, 1, 42, -1, -5, 2**31 - 1, 2**31, 2**32 - 1, 2**40 + 3, 2**63 - 1)
 # Odd and even sizes, no axis, an empty axis, more axes than two.
@@ -129,6 +129,34 @@ class FastRandomTest(parameterized.TestCase):
         draw = jax.jit(lambda key: jax.random.bits(key, (2**16, 2**16)))
         with self.assertRaisesRegex(ValueError, r"\(65536, 65536\).*fold_in"):
             draw.lower(make_key(0))
+
+
+class BitsAtTest(parameterized.TestCase):
+    @parameterized.product(
+        kind=("ours", "threefry2x32", "rbg", "raw"), bit_width=(32, 64)
+    )
+    def test_are_those_of_the_whole_array(self, kind, bit_width):
+        if kind == "raw":
+            key = jax.random.PRNGKey(3)
+        else:
+            key = make_key(3) if kind == "ours" else jax.random.key(3, impl=kind)
+        positions = np.array([5, 0, 11, 5, 2], np.uint32)
+
+        with jax.enable_x64(bit_width == 64):
+            found = fast_random.bits_at(key, positions, bit_width)
+            whole = jax.random.bits(key, (3, 4), f"uint{bit_width}").ravel()
+
+        self.assertEqual(found.dtype, f"uint{bit_width}")
+        np.testing.assert_array_equal(found, whole[positions])
+
+    def test_under_vmap(self):
+        keys = jax.random.split(make_key(4), 3)
+        positions = np.array([3, 1], np.uint32)
+
+        found = jax.vmap(lambda key: fast_random.bits_at(key, positions))(keys)
+
+        whole = jax.vmap(lambda key: jax.random.bits(key, (4,)))(keys)
+        np.testing.assert_array_equal(found, whole[:, positions])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Tests of wsjax.gaussian.
 
-The laws draw with `standard_normal`. Where that is replaced by a function that hands
-back its key, a law is a linear map of the white noise it is given, and is compared
+The laws draw with `standard_normal` (on flows, `FlowGaussian.standard`). Where that is
+replaced by a function that hands back its key, a law is a linear map of the white noise it is given, and is compared
 with a dense matrix without any sampling.
 """
 
@@ -39,9 +39,14 @@ def white_as_key(dtype=np.float64):
         assert white.shape == tuple(shape), (white.shape, shape)
         return white.astype(dtype)
 
+    def as_they_are(words, divisor=1.0):
+        return words / divisor
+
     with (
         mock.patch.object(gaussian, "standard_normal", given),
-        mock.patch.object(noise, "standard_normal", given),
+        mock.patch.object(noise, "_words", given),
+        mock.patch.object(noise.fast_random, "bits_at", lambda white, at, _: white[at]),
+        mock.patch.object(noise.FlowGaussian, "standard", staticmethod(as_they_are)),
         jax.enable_x64(dtype == np.float64),
     ):
         yield
@@ -56,6 +61,11 @@ def _sample_each(law, whites, shape):
     return jax.vmap(lambda white: law.sample(white, shape, whites.dtype))(whites)
 
 
+def white_shape(law, shape):
+    """Of the white noise that a law takes for an image."""
+    return gaussian.waves_shape(shape) if isinstance(law, ColouredGaussian) else shape
+
+
 def perturb_with(law, white, image, dtype=np.float64):
     with white_as_key(dtype):
         return _perturb(law, white.astype(dtype), image.astype(dtype))
@@ -64,7 +74,7 @@ def perturb_with(law, white, image, dtype=np.float64):
 @functools.cache
 def map_from_white(law, shape, variables=None):
     """Dense `[variables, pixels]`: what a law makes of units of white noise."""
-    variables = shape if variables is None else variables
+    variables = white_shape(law, shape) if variables is None else variables
     units = np.eye(np.prod(variables)).reshape(-1, *variables)
     with white_as_key():
         return _sample_each(law, units, shape).reshape(len(units), -1)
@@ -209,18 +219,16 @@ class CovarianceTest(parameterized.TestCase):
         lean = draws @ weights / (weights @ expected @ weights) ** 0.5
         self.assertGreater(stats.kstest(lean, stats.norm.cdf).pvalue, 0.01)
 
-    def test_colour_acts_on_batches(self):
-        s = oracles.random_spectrum(6, (4, 5, 2))
-        amplitude = spectrum.square_root(s)[:, :3].astype(np.float32)
-        white = np.random.default_rng(6).normal(size=(2, 3, 4, 5, 2))
-        white = white.astype(np.float32)
+    @parameterized.parameters((4, 5, 2), (5, 6, 1), (1, 4, 3), (3, 1, 1))
+    def test_colour_adds_up_waves(self, *shape):
+        root = spectrum.square_root(oracles.random_spectrum(6, shape))
+        half = root[:, : shape[1] // 2 + 1].astype(np.float32)
+        waves = np.random.default_rng(6).normal(size=gaussian.waves_shape(shape))
 
-        together = gaussian.colour(white, amplitude)
+        field = gaussian.colour(waves.astype(np.float32), half, shape[1])
 
-        root = oracles.circulant(spectrum.square_root(s))
-        for i, j in np.ndindex(2, 3):
-            expected = (root @ white[i, j].ravel()).reshape(4, 5, 2)
-            np.testing.assert_allclose(together[i, j], expected, atol=2e-5)
+        expected = oracles.sum_of_waves(waves, half, shape)
+        np.testing.assert_allclose(field, expected, atol=2e-5)
 
 
 class PerturbTest(parameterized.TestCase):
@@ -228,7 +236,8 @@ class PerturbTest(parameterized.TestCase):
     def test_without_a_filter_adds_mass_times_noise(self, shape):
         rng = np.random.default_rng(0)
         for law in (coloured(0, shape), StencilGaussian(0.1)):
-            white, image = rng.normal(size=shape), random_image(1, shape)
+            white = rng.normal(size=white_shape(law, shape))
+            image = random_image(1, shape)
 
             noisy = perturb_with(law, white, image)
 
@@ -240,7 +249,7 @@ class PerturbTest(parameterized.TestCase):
     def test_with_a_filter_filters_image_and_noise_alike(self, shape):
         gain, mean = wiener_gain(1, shape), random_image(2, shape, mass=1.0)
         law = coloured(1, shape, gain=gain, mean=mean)
-        white = np.random.default_rng(1).normal(size=shape)
+        white = np.random.default_rng(1).normal(size=gaussian.waves_shape(shape))
         image = random_image(3, shape)
 
         picture = perturb_with(law, white, image)
@@ -262,7 +271,7 @@ class PerturbTest(parameterized.TestCase):
     def test_a_wiener_filter_keeps_the_mass_of_every_channel(self, shape):
         gain, mean = wiener_gain(2, shape), random_image(4, shape, mass=1.0)
         law = coloured(2, shape, gain=gain, mean=mean)
-        white = np.random.default_rng(2).normal(size=shape)
+        white = np.random.default_rng(2).normal(size=gaussian.waves_shape(shape))
         image = random_image(5, shape)
 
         picture = perturb_with(law, white, image, np.float32)
@@ -282,7 +291,11 @@ class PerturbTest(parameterized.TestCase):
         law = ColouredGaussian(
             spectrum.square_root(power), gain, random_image(6, shape, mass=1.0)
         )
-        white = np.random.default_rng(3).normal(size=shape).astype(np.float32)
+        white = (
+            np.random.default_rng(3)
+            .normal(size=gaussian.waves_shape(shape))
+            .astype(np.float32)
+        )
         image = random_image(7, shape, mass=1.0).astype(np.float32)
 
         single = perturb_with(law, white, image, np.float32)

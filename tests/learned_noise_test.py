@@ -295,7 +295,7 @@ class PictureTest(chex.TestCase):
         self.assertIsNone(law.gain)
         self.assertIsNone(law.mean)
         draw = np.asarray(case.noise.draw(case.key))
-        moved = (mixing(amplitude, case.shape) @ draw.ravel()).reshape(case.shape)
+        moved = oracles.sum_of_waves(draw, amplitude, case.shape)
         expected = case.image + case.image.sum() * moved
         assert_close(case.picture, expected, 1e-5)
 

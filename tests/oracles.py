@@ -72,6 +72,22 @@ def circulant(matrices):
     return dense.reshape(len(pixels) * channels, -1)
 
 
+def sum_of_waves(waves, amplitude, shape):
+    """Noise image `[H, W, C]`, one wave after the other; see `gaussian.colour`."""
+    height, width, channels = shape
+    y, x = np.mgrid[:height, :width]
+    field = np.zeros(shape)
+    for u, v in np.ndindex(amplitude.shape[:2]):
+        angle = 2 * np.pi * (u * y / height + v * x / width)
+        both = 2 if 0 < v < width / 2 else 1
+        for j in range(channels):
+            cosine, sine = waves[v, j, :, u]
+            wave = cosine * np.cos(angle) - sine * np.sin(angle)
+            wave = wave * np.sqrt(both / (height * width))
+            field += wave[:, :, None] * amplitude[u, v, :, j]
+    return field
+
+
 def random_spectrum(seed, shape, decades=2.0):
     """Positive definite matrices, even in the frequency, powers apart by decades."""
     height, width, channels = shape

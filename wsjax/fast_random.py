@@ -31,7 +31,34 @@ def make_key(seed: int) -> jax.Array:
     """
     if jax.default_backend() == "cpu":
         return jax.random.key(seed, impl=_UNROLLED)
-    return jax.random.key(seed, impl="threefry2x32")
+    return jax.random.key(seed, impl=_THREEFRY)
+
+
+def bits_at(key: jax.Array, positions: np.ndarray, bit_width: int = 32) -> jax.Array:
+    """The random bits that `jax.random.bits` has at given positions of an array.
+
+    For keys of the default generator, that one or the one of `make_key`, only those
+    bits are made; for others the whole array is, and looked up.
+
+    Args:
+      key: used up by this call.
+      positions: `[n]` uint32, row-major positions in the array, in any order.
+      bit_width: 32 or 64.
+
+    Returns:
+      `[n]` uint32 or uint64: `jax.random.bits(key, (size,), ...)[positions]`.
+    """
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(key)
+    if jax.random.key_impl(key) in (_THREEFRY, jax.random.key_impl(make_key(0))):
+        low = jnp.asarray(positions, jnp.uint32)
+        high, low = _threefry(jax.random.key_data(key), jnp.zeros_like(low), low)
+        return _joined(high, low, bit_width)
+    dtype = jnp.dtype(f"uint{bit_width}")
+    return jax.random.bits(key, (int(np.max(positions)) + 1,), dtype)[positions]
+
+
+_THREEFRY = "threefry2x32"
 
 
 def _threefry(key, high, low):
@@ -79,6 +106,10 @@ def _fold_in(key, data):
 
 def _random_bits(key, bit_width, shape):
     high, low = _threefry(key, *_counters(tuple(shape)))
+    return _joined(high, low, bit_width)
+
+
+def _joined(high, low, bit_width):
     if bit_width == 64:
         return (high.astype(jnp.uint64) << np.uint64(32)) | low.astype(jnp.uint64)
     return (high ^ low).astype(jnp.dtype(f"uint{bit_width}"))

@@ -16,6 +16,7 @@ share compiled programs.
 """
 
 import dataclasses
+import functools
 import hashlib
 import math
 
@@ -40,12 +41,9 @@ class StencilGaussian(IidNoise):
     def scale(self) -> float:
         return self.sigma
 
-    def standard(self, key, shape, dtype):
-        return standard_normal(key, shape, dtype)
-
     def sample(self, key: jax.Array, image_shape: tuple[int, ...], dtype) -> jax.Array:
         flow_shape(image_shape)
-        white = self.scale * self.standard(key, image_shape, dtype)
+        white = self.scale * standard_normal(key, image_shape, dtype)
         around = sum(jnp.roll(white, step, axis) for axis in (0, 1) for step in (-1, 1))
         return 4.0 * white - around
 
@@ -139,8 +137,8 @@ class ColouredGaussian(_ByValue):
 
     def sample(self, key: jax.Array, image_shape: tuple[int, ...], dtype) -> jax.Array:
         _check_shape(image_shape, self.image_shape)
-        white = standard_normal(key, self.image_shape, dtype)
-        return colour(white, _half(self.amplitude, dtype))
+        waves = standard_normal(key, waves_shape(self.image_shape), dtype)
+        return colour(waves, _half(self.amplitude, dtype), image_shape[1])
 
     def perturb(self, key: jax.Array, image: jax.Array) -> jax.Array:
         """One noisy copy, filtered if the law has a filter; see `NoiseLaw.perturb`."""
@@ -149,10 +147,10 @@ class ColouredGaussian(_ByValue):
         _check_shape(image.shape, self.image_shape)
         mass, dtype = image_mass(image), image.dtype
         mean = jnp.asarray(self.mean, dtype)
-        white = standard_normal(key, self.image_shape, dtype)
+        waves = standard_normal(key, waves_shape(self.image_shape), dtype)
         picture = filtered(
             image / mass - mean,
-            white,
+            waves,
             _half(self.amplitude, dtype),
             _half(self.gain, dtype),
         )
@@ -209,59 +207,103 @@ class GaussianView(_ByValue):
         """The noise part of the picture alone; see `NoiseLaw.sample`."""
         _check_shape(image_shape, self.image_shape)
         noise = standard_normal(key, (len(self.features),), dtype)
-        return jnp.tensordot(noise, self.readout.astype(dtype), 1)
+        return _product(noise, self.readout.astype(dtype), 1)
 
     def perturb(self, key: jax.Array, image: jax.Array) -> jax.Array:
         """One picture of one noisy view of an image; see `NoiseLaw.perturb`."""
         _check_shape(image.shape, self.image_shape)
         mass, dtype = image_mass(image), image.dtype
         mean = self.mean.astype(dtype)
-        view = jnp.tensordot(self.features.astype(dtype), image / mass - mean, 3)
+        view = _product(self.features.astype(dtype), image / mass - mean, 3)
         view = view + standard_normal(key, view.shape, dtype)
-        return mass * (mean + jnp.tensordot(view, self.readout.astype(dtype), 1))
+        return mass * (mean + _product(view, self.readout.astype(dtype), 1))
 
 
-def colour(white: jax.Array, amplitude: jax.Array) -> jax.Array:
-    """White noise `[..., H, W, C]` with a spectrum: `irfft2(amplitude rfft2(white))`.
+# Accelerators may round the factors of a product to ten bits. The certificate is about
+# the view as it is defined, so it is computed in full precision.
+_product = functools.partial(jnp.tensordot, precision=jax.lax.Precision.HIGHEST)
+
+
+def waves_shape(image_shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+    """Shape of the normal variables that `colour` makes a noise image of.
 
     Args:
-      white: `[..., H, W, C]`, independent standard normal variables.
-      amplitude: `[H, W // 2 + 1, C, C]`, the half of it that `rfft2` keeps.
+      image_shape: `(H, W, C)`.
 
     Returns:
-      `[..., H, W, C]`.
+      `(W // 2 + 1, C, 2, H)`: cosine and sine of every wave, the first half of those
+      along the width.
     """
-    return _inverse(_mix(amplitude, jnp.fft.rfft2(white, axes=(-3, -2))), white.shape)
+    height, width, channels = image_shape
+    return (width // 2 + 1, channels, 2, height)
 
 
-def filtered(centred, white, amplitude, gain) -> jax.Array:
-    """Image plus coloured noise through a filter, in one transform each way.
+def colour(waves: jax.Array, amplitude: jax.Array, width: int) -> jax.Array:
+    """Gaussian noise of a spectrum, as the sum of all waves with random amplitudes.
+
+    White noise has independent normal variables for its waves, so these are what is
+    drawn, and the image is synthesised from them by two small matrix products: on a
+    CPU a fifth of the time of transforming white noise forth and back.
 
     Args:
-      centred: `[..., H, W, C]` image of mass one, minus the mean.
-      white: `[..., H, W, C]` independent standard normal variables.
+      waves: `waves_shape(image_shape)`, independent standard normal variables.
+      amplitude: `[H, W // 2 + 1, C, C]` with `S(w) = amplitude(w) amplitude(w)^T`,
+        the half of it that `rfft2` keeps; equal at `w` and `-w`.
+      width: W, which the halves leave open.
+
+    Returns:
+      `[H, W, C]`, of covariance `1 / (H W) sum_w S(w) cos(w . (x - x'))`.
+    """
+    half, channels, _, height = waves.shape
+    along, across = (
+        jnp.asarray(matrix, waves.dtype) for matrix in _synthesis(height, width)
+    )
+    roots = jnp.transpose(amplitude, (1, 2, 3, 0))  # [W // 2 + 1, C, C, H]
+    parts = [roots[:, :, j, None, :] * waves[:, j, None] for j in range(channels)]
+    mixed = functools.reduce(jnp.add, parts)
+    rows = _product(mixed.reshape(half, channels, 2 * height), along, 1)
+    rows = rows.reshape(half, channels, 2, height).transpose(1, 3, 0, 2)
+    field = _product(rows.reshape(channels, height, 2 * half), across, 1)
+    return jnp.moveaxis(field, 0, -1)
+
+
+def filtered(centred, waves, amplitude, gain) -> jax.Array:
+    """Image plus coloured noise through a filter.
+
+    Args:
+      centred: `[H, W, C]` image of mass one, minus the mean.
+      waves: as in `colour`.
       amplitude: `[H, W // 2 + 1, C, C]`.
       gain: `[H, W // 2 + 1, C, C]`.
 
     Returns:
-      `[..., H, W, C]`.
+      `[H, W, C]`.
     """
     # The filter meets the amplitude first: where noise is a thousand times the
     # signal, their product is small and float32 loses nothing.
     quiet = jnp.einsum("hwij,hwjk->hwik", gain, amplitude)
-    waves = _mix(gain, jnp.fft.rfft2(centred, axes=(-3, -2)))
-    waves = waves + _mix(quiet, jnp.fft.rfft2(white, axes=(-3, -2)))
-    return _inverse(waves, white.shape)
+    spectrum_of_image = jnp.fft.rfft2(centred, axes=(0, 1))
+    shown = jnp.einsum("hwij,hwj->hwi", gain, spectrum_of_image)
+    clean = jnp.fft.irfft2(shown, s=centred.shape[:2], axes=(0, 1))
+    return clean + colour(waves, quiet, centred.shape[1])
 
 
-def _mix(matrices, waves):
-    if matrices.shape[-1] == 1:
-        return matrices[..., 0] * waves
-    return jnp.einsum("hwij,...hwj->...hwi", matrices, waves)
+@functools.cache
+def _synthesis(height, width):
+    """Two matrices that make an image of its waves, float64.
 
-
-def _inverse(waves, shape):
-    return jnp.fft.irfft2(waves, s=shape[-3:-1], axes=(-3, -2))
+    `[2 H, 2 H]` from (part, frequency) along the height to (part, row), and
+    `[2 (W // 2 + 1), W]` from (frequency, part) along the width to the column. Waves
+    `w` and `-w` are the same: one of each pair is kept, with the weight of both.
+    """
+    half = width // 2 + 1
+    turn = 2 * np.pi * np.outer(np.arange(height), np.arange(height)) / height
+    along = np.block([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+    turn = 2 * np.pi * np.outer(np.arange(half), np.arange(width)) / width
+    alone = np.isin(np.arange(half), [0, width / 2])
+    weight = np.sqrt(np.where(alone, 1, 2) / (height * width))[:, None]
+    across = np.stack([weight * np.cos(turn), -weight * np.sin(turn)], axis=1)
+    return along, across.reshape(2 * half, width)
 
 
 def _half(matrices, dtype):

@@ -10,12 +10,17 @@ on one image; `votes.count_votes` maps them over many.
 """
 
 import dataclasses
+import functools
 import math
 import numbers
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from scipy import special
 
+from wsjax import fast_random
 from wsjax.flow import FlowPlan, divergence, flow_shape, image_mass
 
 
@@ -37,15 +42,12 @@ def standard_laplace(key: jax.Array, shape: tuple[int, ...], dtype) -> jax.Array
     Raises:
       ValueError: `dtype` is another type.
     """
-    unit, negative = _unit_and_sign(key, shape, dtype)
-    size = -jnp.log(unit)
-    return jnp.where(negative == 1, -size, size)
+    return _laplace(_words(key, shape, dtype))
 
 
 def standard_uniform(key: jax.Array, shape: tuple[int, ...], dtype) -> jax.Array:
     """Uniform variables on [-1, 1); arguments as `standard_laplace`."""
-    dtype = _checked_dtype(dtype)
-    return jax.random.uniform(key, shape, dtype, minval=-1.0, maxval=1.0)
+    return _uniform(_words(key, shape, dtype))
 
 
 def standard_normal(key: jax.Array, shape: tuple[int, ...], dtype) -> jax.Array:
@@ -55,21 +57,100 @@ def standard_normal(key: jax.Array, shape: tuple[int, ...], dtype) -> jax.Array:
     symmetric, and in float32 out to 6.3 standard deviations (`jax.random.normal`
     stops at 5.4, which 784 of them reach once in 20,000 draws).
     """
-    unit, negative = _unit_and_sign(key, shape, dtype)
-    size = -jax.scipy.special.ndtri(0.5 * unit)
-    return jnp.where(negative == 1, -size, size)
+    return _normal(_words(key, shape, dtype))
 
 
-def _unit_and_sign(key, shape, dtype):
-    """Uniform variables in (0, 1] that reach close to 0, and random bits."""
-    dtype = _checked_dtype(dtype)
-    if dtype == jnp.float32:
-        bits = jax.random.bits(key, shape, jnp.uint32)
-        magnitude = (bits & jnp.uint32(0x7FFFFFFF)).astype(jnp.int32).astype(dtype)
-        return (magnitude + 0.5) * 2.0**-31, bits >> 31
-    bits = jax.random.bits(key, shape, jnp.uint64)
-    magnitude = (bits >> 11).astype(jnp.int64).astype(dtype)
-    return (magnitude + 0.5) * 2.0**-53, bits & jnp.uint64(1)
+def _words(key, shape, dtype):
+    """Random bits: as many in each word as `dtype` has."""
+    return jax.random.bits(key, shape, f"uint{8 * _checked_dtype(dtype).itemsize}")
+
+
+# Each turns words into variables over a divisor, as the last thing it does: a division
+# is what XLA computes once and keeps. A sign put in last would be recomputed, with the
+# random bits below it, wherever the variable is used.
+def _laplace(words, divisor=1.0):
+    unit, sign = _unit_and_sign(words)
+    return -jnp.log(unit) / (sign * divisor)
+
+
+def _normal(words, divisor=1.0):
+    unit, sign = _unit_and_sign(words)
+    if unit.dtype == jnp.float64:
+        return -jax.scipy.special.ndtri(0.5 * unit) / (sign * divisor)
+    return _normal_size(unit) / (sign * divisor)
+
+
+def _uniform(words, divisor=1.0):
+    # The highest bits alone, so that every value is exact.
+    bits = jnp.finfo(_float_of(words)).nmant
+    steps = (words >> (8 * words.dtype.itemsize - bits)).astype(_float_of(words))
+    return (steps * 2.0 ** (1 - bits) - 1) / divisor
+
+
+def _float_of(words):
+    return jnp.float32 if words.dtype == jnp.uint32 else jnp.float64
+
+
+def _unit_and_sign(words):
+    """Uniform variables in (0, 1] that reach close to 0, and signs."""
+    if words.dtype == jnp.uint32:
+        magnitude = (words & jnp.uint32(0x7FFFFFFF)).astype(jnp.int32)
+        unit, sign = (magnitude.astype(jnp.float32) + 0.5) * 2.0**-31, words >> 31
+    else:
+        magnitude = (words >> 11).astype(jnp.int64)
+        unit = (magnitude.astype(jnp.float64) + 0.5) * 2.0**-53
+        sign = words & jnp.uint64(1)
+    return unit, jnp.where(sign == 1, -1.0, 1.0).astype(unit.dtype)
+
+
+def _normal_size(unit):
+    """float32 `|z|` that a normal variable exceeds with probability `unit`.
+
+    Of `w = -log(unit (2 - unit))`, `|z| / (1 - unit)` is smooth: a polynomial in w up
+    to a breakpoint, one in sqrt(w) beyond, both within 1e-7 of SciPy's quantile. A
+    third of the time of `ndtri`.
+    """
+    near, far = _normal_polynomials()
+    w = -jnp.log(unit * (2 - unit))
+    t = w * np.float32(2 / _NEAR) - 1
+    first, last = math.sqrt(_NEAR), math.sqrt(_FAR)
+    scale = np.float32(2 / (last - first))
+    u = (jnp.sqrt(w) - np.float32(first)) * scale - 1
+    return (1 - unit) * jnp.where(w < _NEAR, _horner(near, t), _horner(far, u))
+
+
+_NEAR, _FAR = 6.0, 22.5  # -log(2**-32 * 2) is 21.5, the farthest there is.
+
+
+def _horner(coefficients, t):
+    value = jnp.full_like(t, coefficients[-1])
+    for coefficient in coefficients[-2::-1]:
+        value = value * t + np.float32(coefficient)
+    return value
+
+
+@functools.cache
+def _normal_polynomials():
+    """Coefficients on [-1, 1], lowest power first: float64, fitted to SciPy."""
+
+    def size_over_share(w):
+        share = np.sqrt(-np.expm1(-w))  # 1 - unit
+        unit = np.exp(-w) / (1 + share)
+        central = math.sqrt(2) * special.erfinv(share)
+        return np.where(share < 0.5, central, -special.ndtri(unit / 2)) / share
+
+    def fit(function, degree):
+        chebyshev = np.polynomial.chebyshev
+        nodes = np.cos(np.pi * (np.arange(1_000) + 0.5) / 1_000)
+        values = function(nodes)
+        series = chebyshev.chebfit(nodes, values, degree, w=1 / values)
+        return chebyshev.cheb2poly(series)
+
+    first, last = math.sqrt(_NEAR), math.sqrt(_FAR)
+    return (
+        fit(lambda t: size_over_share((t + 1) * (_NEAR / 2)), 9),
+        fit(lambda t: size_over_share((first + (t + 1) / 2 * (last - first)) ** 2), 8),
+    )
 
 
 def _checked_dtype(dtype):
@@ -144,8 +225,17 @@ class IidNoise(NoiseLaw):
         """Factor from the standard variable of the law to one draw of it."""
         raise NotImplementedError
 
-    def standard(self, key: jax.Array, shape: tuple[int, ...], dtype) -> jax.Array:
-        """The law's variable before scaling; a function of this module."""
+    @staticmethod
+    def standard(words: jax.Array, divisor: Any = 1.0) -> jax.Array:
+        """The law's variables before scaling, each over its divisor.
+
+        Args:
+          words: random bits, uint32 for float32 and uint64 for float64.
+          divisor: one, or infinite where there is to be none; broadcasts.
+
+        Returns:
+          Floats of the size of `words`.
+        """
         raise NotImplementedError
 
 
@@ -169,7 +259,7 @@ class FlowNoise(IidNoise):
         """Draws a random flow plan; arguments as `sample`."""
         shapes = flow_shape(image_shape, self.wrap)
         counts = [math.prod(shape) for shape in shapes]
-        draws = self.scale * self.standard(key, (sum(counts),), dtype)
+        draws = self.scale * self.standard(_words(key, (sum(counts),), dtype))
         return FlowPlan(
             draws[: counts[0]].reshape(shapes.vertical),
             draws[counts[0] :].reshape(shapes.horizontal),
@@ -177,7 +267,41 @@ class FlowNoise(IidNoise):
 
     def sample(self, key: jax.Array, image_shape: tuple[int, ...], dtype) -> jax.Array:
         # The sign is immaterial to the law but is that of Delta(0, plan).
-        return -divergence(self.sample_plan(key, image_shape, dtype), image_shape)
+        if self.wrap:
+            return -divergence(self.sample_plan(key, image_shape, dtype), image_shape)
+        # The same plan with its border drawn in: what flows into each pixel from above
+        # and, behind that, from the left. Then every pixel's balance is four slices of
+        # one vector, three times as fast as shifted arrays on a CPU.
+        positions, divisor = _bordered_layout(tuple(image_shape))
+        bits = 8 * _checked_dtype(dtype).itemsize
+        words = fast_random.bits_at(key, positions, bits)
+        into = self.standard(words, jnp.asarray(divisor, dtype))
+        height, width, channels = image_shape
+        pixels, row = height * width * channels, width * channels
+        vertical, horizontal = into[: pixels + row], into[pixels + row :]
+        balance = (vertical[:pixels] - vertical[row:]) + (
+            horizontal[:pixels] - horizontal[channels:]
+        )
+        return self.scale * balance.reshape(image_shape)
+
+
+@functools.cache
+def _bordered_layout(image_shape):
+    """Where in a plan's draws each edge stands, and its divisor.
+
+    Two vectors over all edges into pixels from above, a row more than the image, and
+    from the left, a pixel more; infinite divisors for those that cross the border.
+    """
+    shapes = flow_shape(image_shape)
+    height, width, channels = image_shape
+    down = np.full((height + 1, width, channels), -1, np.int64)
+    right = np.full((height, width, channels), -1, np.int64)
+    count = math.prod(shapes.vertical)
+    down[1:height] = np.arange(count).reshape(shapes.vertical)
+    across = np.arange(math.prod(shapes.horizontal)).reshape(shapes.horizontal)
+    right[:, 1:] = count + across
+    edges = np.concatenate([down.ravel(), right.ravel(), np.full(channels, -1)])
+    return np.maximum(edges, 0).astype(np.uint32), np.where(edges < 0, np.inf, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,8 +312,7 @@ class FlowLaplace(FlowNoise):
     def scale(self) -> float:
         return self.sigma / math.sqrt(2.0)
 
-    def standard(self, key, shape, dtype):
-        return standard_laplace(key, shape, dtype)
+    standard = staticmethod(_laplace)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,8 +323,7 @@ class FlowUniform(FlowNoise):
     def scale(self) -> float:
         return self.sigma * math.sqrt(3.0)
 
-    def standard(self, key, shape, dtype):
-        return standard_uniform(key, shape, dtype)
+    standard = staticmethod(_uniform)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,8 +334,7 @@ class FlowGaussian(FlowNoise):
     def scale(self) -> float:
         return self.sigma
 
-    def standard(self, key, shape, dtype):
-        return standard_normal(key, shape, dtype)
+    standard = staticmethod(_normal)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,9 +348,8 @@ class PixelLaplace(IidNoise):
     def scale(self) -> float:
         return self.sigma / math.sqrt(2.0)
 
-    def standard(self, key, shape, dtype):
-        return standard_laplace(key, shape, dtype)
+    standard = staticmethod(_laplace)
 
     def sample(self, key: jax.Array, image_shape: tuple[int, ...], dtype) -> jax.Array:
         flow_shape(image_shape)
-        return self.scale * self.standard(key, image_shape, dtype)
+        return self.scale * self.standard(_words(key, image_shape, dtype))

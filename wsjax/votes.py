@@ -125,7 +125,17 @@ def _block_votes(first, end, size, num_classes, classify, perturb, keys_from, im
     def copy(draw):
         return perturb(jax.random.fold_in(keys_from, draw), image)
 
-    logits = classify(jax.vmap(copy)(draws))
+    # XLA merges cheap steps of the noise into whatever reads it, and makes the random
+    # bits anew for every reader. It does not look into a branch; this one is always
+    # taken, which it cannot know.
+    nothing = (0 * draws).astype(image.dtype)
+    copies = jax.lax.cond(
+        first < end,
+        jax.vmap(copy),
+        lambda draws: jnp.zeros_like(image) + nothing.reshape(-1, *[1] * image.ndim),
+        draws,
+    )
+    logits = classify(copies)
     valid = (draws < end) & jnp.all(jnp.isfinite(logits), axis=-1)
     winners = jnp.argmax(logits, axis=-1)
     # Comparing beats scattering on every backend at these sizes.

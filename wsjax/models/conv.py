@@ -1,7 +1,10 @@
 """The paper's MNIST network, sized by its fields."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax.nn import initializers
 
@@ -40,10 +43,14 @@ class ConvSmall(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Logits `[B, K]` of images `[B, H, W, C]`; `train` changes nothing."""
-        del train
+        """Logits `[B, K]` of images `[B, H, W, C]`.
+
+        `train` chooses how the first convolution is computed, up to rounding.
+        """
         x = in_unit(images, self.unit)
         for width in self.widths:
+            # On one channel, where gradients of the weights are not wanted.
+            by_rows = x.shape[-1] == 1 and not train
             x = nn.Conv(
                 width,
                 (4, 4),
@@ -51,11 +58,51 @@ class ConvSmall(nn.Module):
                 padding=((1, 1), (1, 1)),
                 kernel_init=_kernel_init,
                 bias_init=_bias_init(16 * x.shape[-1]),
+                conv_general_dilated=(
+                    _by_rows_on_cpu if by_rows else jax.lax.conv_general_dilated
+                ),
             )(x)
             x = nn.relu(x)
         x = x.reshape(x.shape[0], -1)
         x = nn.relu(_dense(self.hidden, x.shape[-1])(x))
         return _dense(self.num_classes, self.hidden)(x)
+
+
+def _by_rows_on_cpu(images, kernel, strides, padding, **options):
+    """A 4 x 4 convolution of stride 2 and padding 1, by matrix products on a CPU.
+
+    A convolution of one channel has products too small to be fast there. All pixels of
+    four rows against a banded matrix do seven times the arithmetic in half the time
+    (measured on AVX2). The arguments are those of `jax.lax.conv_general_dilated`.
+    """
+
+    def as_it_is(images, kernel):
+        return jax.lax.conv_general_dilated(images, kernel, strides, padding, **options)
+
+    shape = (tuple(strides), tuple(map(tuple, padding)), kernel.shape[:3])
+    if shape != ((2, 2), ((1, 1), (1, 1)), (4, 4, 1)) or images.shape[1] % 2:
+        return as_it_is(images, kernel)
+    return jax.lax.platform_dependent(images, kernel, cpu=_by_rows, default=as_it_is)
+
+
+def _by_rows(images, kernel):
+    """`[B, H, W, 1]` by `[4, 4, 1, K]` to `[B, H // 2, W // 2, K]`; H is even."""
+    count, height, width, _ = images.shape
+    out, channels = width // 2, kernel.shape[-1]
+    band = jnp.einsum("xod,rdk->rxok", _taps(width), kernel[:, :, 0])
+    none = jnp.zeros((count, 1, width), images.dtype)
+    padded = jnp.concatenate([none, images[..., 0], none], axis=1)
+    pairs = padded.reshape(count, height // 2 + 1, 2 * width)
+    fours = jnp.concatenate([pairs[:, :-1], pairs[:, 1:]], axis=-1)
+    rows = fours.reshape(-1, 4 * width) @ band.reshape(4 * width, out * channels)
+    return rows.reshape(count, height // 2, out, channels)
+
+
+@functools.cache
+def _taps(width):
+    """`[W, W // 2, 4]`: one where a column is the d-th that an output looks at."""
+    x, o, d = np.ogrid[:width, : width // 2, :4]
+    return (x == 2 * o + d - 1).astype(np.float32)
 
 
 def in_unit(images: jax.Array, unit: str) -> jax.Array:

@@ -254,15 +254,16 @@ class LearnedSpectrum:
         return half, gain
 
     def draw(self, key: jax.Array) -> jax.Array:
-        """White noise `[H, W, C]`; uses up `key`."""
-        return noise.standard_normal(key, self.statistics.mean.shape, jnp.float32)
+        """Normal variables for all waves, `gaussian.waves_shape`; uses up `key`."""
+        shape = gaussian.waves_shape(self.statistics.mean.shape)
+        return noise.standard_normal(key, shape, jnp.float32)
 
     def picture(self, prepared: Any, image: jax.Array, draw: jax.Array) -> jax.Array:
         """One noisy copy, as `gaussian.ColouredGaussian.perturb`."""
         amplitude, gain = prepared
         mass, mean = image_mass(image), self.statistics.mean
         if gain is None:
-            return image + mass * gaussian.colour(draw, amplitude)
+            return image + mass * gaussian.colour(draw, amplitude, image.shape[1])
         centred = image / mass - mean
         return mass * (mean + gaussian.filtered(centred, draw, amplitude, gain))
 
