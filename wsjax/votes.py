@@ -403,9 +403,9 @@ def _votes_of_group(
     votes = jax.lax.map(count, (keys, images, draws))
     # Each group adds its own rows to a sum over all devices: what is sent is small, and
     # the result is the same on every one.
-    rows = jnp.zeros((layout.places.size, layout.num_classes), jnp.int32)
-    rows = jax.lax.dynamic_update_slice(rows, votes, (group * layout.each, 0))
-    return jax.lax.psum(rows, axes)
+    rows = jnp.zeros((*layout.places.shape, layout.num_classes), jnp.int32)
+    rows = jax.lax.dynamic_update_index_in_dim(rows, votes, group, axis=0)
+    return jax.lax.psum(rows.reshape(-1, layout.num_classes), axes)
 
 
 @functools.cache
