@@ -256,6 +256,10 @@ def _check_sizes(n, start, block_size, backend):
 def check_groups(groups: int, devices: int) -> None:
     """Refuses numbers of groups that a number of devices cannot form.
 
+    Args:
+      groups: as in `count_votes_each`.
+      devices: how many there are.
+
     Raises:
       ValueError: `groups` is not a positive whole number that divides `devices`.
     """

@@ -91,10 +91,14 @@ def join() -> None:
     _check_flags(*given)
     # Its handler would swallow a SIGTERM that arrives before ours is set.
     jax.config.update("jax_enable_preemption_service", False)
+    options: dict[str, Any] = {"heartbeat_timeout_seconds": _HEARTBEAT.value}
     if not _DISTRIBUTED.value:
+        # JAX may abort while it waits; this line then says for what.
         _log.info("Process %d of %d joins %s.", given[2], given[1], given[0])
+        # Otherwise JAX would take one GPU per process for granted under Slurm.
+        options["cluster_detection_method"] = "deactivate"
     try:
-        jax.distributed.initialize(*given, heartbeat_timeout_seconds=_HEARTBEAT.value)
+        jax.distributed.initialize(*given, **options)
     except (RuntimeError, ValueError, TypeError) as error:
         raise ValueError(_why_not_joined(error)) from error
     devices = collections.Counter(device.process_index for device in jax.devices())
