@@ -1,5 +1,6 @@
 """What the scripts share: flags, and errors told in a sentence."""
 
+import faulthandler
 import logging
 import pathlib
 import sys
@@ -86,6 +87,10 @@ def _call(main, argv, several_processes):
         config_path = config_flags.get_config_filename(flags.FLAGS["config"])
         workdir = pathlib.Path(_WORKDIR.value or default_workdir(config_path))
         cluster.join()
+        if cluster.several() and not _DEBUG.value:
+            # JAX aborts processes whose others are gone, and says so: the traces of
+            # all threads, which absl would print then, bury it.
+            faulthandler.disable()
         with cluster.together():
             if cluster.leads():
                 workdir = prepare_workdir(workdir)
