@@ -5,6 +5,10 @@
 Run it after train.py with the same config and workdir. Rows go to certificates.tsv
 in the run directory, the summary to the screen and summary.txt, the curve to
 certified_accuracy.png. A stopped run goes on from the rows it wrote.
+
+On several processes or hosts, start it once for each, with --distributed where Slurm,
+Open MPI or a TPU tells the processes of each other, else with --coordinator=HOST:PORT,
+--num_processes=N and --process_id=I. Rows are the same; docs/scaling.md tells more.
 """
 
 import logging
@@ -13,10 +17,10 @@ import time
 import jax
 
 import wsjax
-from wsjax.runs import cli, experiment, manifest, report, rows, streams
+from wsjax import votes
+from wsjax.runs import cli, cluster, experiment, manifest, report, streams
 from wsjax.runs import config as configs
 from wsjax.runs.progress import progress
-from wsjax.runs.signals import StopFlag
 
 _PROTOCOL = ("n0", "n", "alpha", "use_runner_up")
 
@@ -24,44 +28,65 @@ _log = logging.getLogger("wsjax")
 
 
 def main(config, workdir):
-    examples = experiment.Examples(config["data"], "test")
-    indices = experiment.chosen_indices(config["data"], len(examples))
-    protocol = config["certify"]
-    wsjax.smoothing.check_protocol(**{k: protocol[k] for k in _PROTOCOL})
-    trained = cli.trained_dir(workdir)
-    classify = experiment.restore_classifier(config, trained, examples)
-    smoothing = experiment.restore_smoothing(config, trained, examples)
-    manifest.record(
-        workdir,
-        "certify",
-        configs.select(config, "data", "model", "smoothing", "certify"),
-        data_checksum=examples.checksum,
-        classifier=experiment.fingerprint(classify, smoothing.noise),
-        spread=smoothing.spread,
-        num_classes=config["model"]["num_classes"] or examples.num_classes,
-        may_differ=configs.MAY_DIFFER,
-    )
-    _log.info("Certifying %d images on %s.", len(indices), manifest.devices())
+    protocol = dict(config["certify"])
+    with cluster.together():
+        examples = experiment.Examples(config["data"], "test")
+        indices = experiment.chosen_indices(config["data"], len(examples))
+        wsjax.smoothing.check_protocol(**{k: protocol[k] for k in _PROTOCOL})
+        trained = cli.trained_dir(workdir)
+        classify = experiment.restore_classifier(config, trained, examples)
+        smoothing = experiment.restore_smoothing(config, trained, examples)
+    recorded = configs.select(config, "data", "model", "smoothing", "certify")
+    identity = {
+        "data_checksum": examples.checksum,
+        "classifier": experiment.fingerprint(classify, smoothing.noise),
+        "spread": smoothing.spread,
+        "num_classes": config["model"]["num_classes"] or examples.num_classes,
+    }
+    cluster.check_agreement(recorded, **identity)
+    with cluster.together():
+        if cluster.leads():
+            manifest.record(
+                workdir, "certify", recorded, may_differ=configs.MAY_DIFFER, **identity
+            )
     run_key = streams.stream_key(config["seed"], streams.CERTIFY)
     path = workdir / report.CERTIFICATES
-    with rows.RowWriter(path, report.CERTIFICATE_COLUMNS) as writer, StopFlag() as stop:
-        todo = [index for index in indices if index not in writer.done]
+    with cluster.SharedRows(path, report.CERTIFICATE_COLUMNS, indices) as rows:
+        groups = protocol.pop("groups") or votes.choose_groups(
+            jax.device_count(),
+            len(rows.todo),
+            (protocol["n0"], protocol["n"]),
+            protocol["block_size"],
+        )
+        if cluster.leads():
+            _log.info("Certifying %d images on %s.", len(indices), manifest.devices())
         # One key per image: a row does not depend on which others are run.
-        pairs = ((jax.random.fold_in(run_key, i), examples.checked(i)) for i in todo)
-        results = wsjax.certify_each(pairs, classify, smoothing, **protocol)
-        bar = progress(todo, desc="certify", unit="image")
+        pairs = (
+            (jax.random.fold_in(run_key, i), examples.checked(i))
+            for i in rows.until_stopped(rows.todo, every=groups)
+        )
+        results = wsjax.certify_each(
+            pairs, classify, smoothing, groups=groups, **protocol
+        )
+        bar = progress(
+            rows.todo, desc="certify", unit="image", disable=not cluster.leads()
+        )
         before = time.perf_counter()
-        for index, certificate in zip(bar, results):
-            now = time.perf_counter()
-            writer.write(
+        for place, (index, certificate) in enumerate(zip(bar, results)):
+            if place % (groups) == 0:
+                # Images of one batch share its time.
+                now = time.perf_counter()
+                batch = min(groups, len(rows.todo) - place)
+                seconds, before = (now - before) / batch, now
+            rows.write(
                 **report.certificate_row(
-                    index, examples[index][1], certificate, now - before
+                    index, examples[index][1], certificate, seconds
                 )
             )
-            before = now
-            stop.check()
-    report.show_certificates(workdir)
+            rows.check()
+    if cluster.leads():
+        report.show_certificates(workdir)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, several_processes=True)

@@ -528,6 +528,55 @@ class CertifyEachTest(absltest.TestCase):
         next(results)
         self.assertEqual(taken, [0, 1, 2])
 
+    def on_groups(self, pairs, devices=4, groups=2):
+        if jax.local_device_count() < devices:
+            self.skipTest(f"Needs {devices} devices; tests/conftest.py makes eight.")
+        counting = {**COUNTING, "devices": jax.local_devices()[:devices]}
+        return certify_each(
+            pairs, classify, LAPLACE, groups=groups, **SIZES, **counting
+        )
+
+    def test_groups_of_devices_certify_the_same(self):
+        # Two full batches and a part of one.
+        pairs = [(make_key(seed), (seed + 1) * IMAGE) for seed in range(5)]
+
+        results = self.on_groups(iter(pairs))
+
+        for (key, image), actual in zip(pairs, results, strict=True):
+            expected = certify(key, image, classify, LAPLACE, **SIZES, **COUNTING)
+            for wanted, got in zip(expected, actual, strict=True):
+                np.testing.assert_array_equal(wanted, got)
+
+    def test_groups_read_one_batch_ahead(self):
+        taken = []
+
+        def pairs():
+            for seed in range(8):
+                taken.append(seed)
+                yield make_key(seed), IMAGE
+
+        results = self.on_groups(pairs())
+        next(results)
+        self.assertEqual(taken, [0, 1, 2, 3])
+        next(results)
+        self.assertEqual(taken, [0, 1, 2, 3])
+        next(results)
+        self.assertEqual(taken, [0, 1, 2, 3, 4, 5])
+
+    def test_a_bad_image_costs_no_result_of_those_before_it(self):
+        for good in (0, 1, 2, 3):
+            pairs = [(make_key(seed), IMAGE) for seed in range(good)]
+            results = self.on_groups([*pairs, (make_key(9), 0 * IMAGE), *pairs])
+            for key, _ in pairs:
+                expected = certify(key, IMAGE, classify, LAPLACE, **SIZES, **COUNTING)
+                np.testing.assert_array_equal(next(results).votes, expected.votes)
+            with self.assertRaisesRegex(ValueError, "all black"):
+                next(results)
+
+    def test_refuses_groups_that_the_devices_cannot_form(self):
+        with self.assertRaisesRegex(ValueError, "groups=3 does not divide 4 devices"):
+            next(self.on_groups([(make_key(0), IMAGE)], groups=3))
+
 
 class PredictTest(parameterized.TestCase):
     def test_tests_the_votes_it_counts(self):

@@ -10,7 +10,7 @@ import oracles
 from absl.testing import absltest, parameterized
 
 from wsjax import make_key, noise, votes
-from wsjax.votes import as_argument, count_votes
+from wsjax.votes import as_argument, count_votes, count_votes_each
 
 SHAPE, CLASSES = (2, 3, 2), 4
 IMAGE = np.random.default_rng(0).uniform(size=SHAPE).astype(np.float32)
@@ -151,6 +151,175 @@ class CountVotesTest(parameterized.TestCase):
 
         expected = by_hand(key, range(20), perturb=law.perturb)
         np.testing.assert_array_equal(actual, expected)
+
+
+IMAGES = np.random.default_rng(1).uniform(size=(5, *SHAPE)).astype(np.float32)
+
+
+class CountVotesEachTest(parameterized.TestCase):
+    def keys(self, number=5):
+        return [make_key(20 + i) for i in range(number)]
+
+    def count(self, keys, images, **options):
+        options = {"n": 45, "block_size": 8, "classify": classify, **options}
+        return count_votes_each(keys, images, perturb=perturb, **options)
+
+    def by_hand(self, keys, images, draws, **options):
+        return [by_hand(k, draws, image=i, **options) for k, i in zip(keys, images)]
+
+    @parameterized.product(
+        groups=(None, 1, 2, 4, 8), images=(1, 5), backend=votes.BACKENDS
+    )
+    def test_every_layout_equals_a_loop_over_draws(self, groups, images, backend):
+        devices, keys = some_devices(self, 8), self.keys(images)
+        for start, n in ((0, 45), (3, 1)):
+            actual = self.count(
+                keys,
+                IMAGES[:images],
+                n=n,
+                start=start,
+                devices=devices,
+                groups=groups,
+                backend=backend,
+            )
+            chex.assert_shape(actual, (images, CLASSES))
+            chex.assert_type(actual, jnp.int32)
+            expected = self.by_hand(keys, IMAGES, range(start, start + n))
+            np.testing.assert_array_equal(actual, expected)
+
+    @parameterized.parameters(*votes.BACKENDS)
+    def test_counts_are_those_of_one_image_at_a_time(self, backend):
+        keys = jax.random.split(jax.random.key(3), 5)
+
+        together = self.count(keys, IMAGES, backend=backend)
+
+        for key, image, actual in zip(keys, IMAGES, together):
+            np.testing.assert_array_equal(actual, count(key, image, n=45, block_size=8))
+
+    @parameterized.parameters(*votes.BACKENDS)
+    def test_counts_with_64_bit_types_enabled(self, backend):
+        with jax.enable_x64(True):
+            keys, images = self.keys(2), IMAGES[:2].astype(np.float64)
+            actual = self.count(keys, images, groups=2, backend=backend)
+            expected = self.by_hand(keys, images, range(45))
+
+        chex.assert_type(actual, np.int32)
+        np.testing.assert_array_equal(actual, expected)
+
+    def test_broken_logits_vote_for_nobody(self):
+        def sometimes(images):
+            logits = classify(images)
+            return jnp.where(logits[:, :1] > 1.0, jnp.nan, logits)
+
+        keys = self.keys(2)
+        actual = self.count(keys, IMAGES[:2], classify=sometimes, groups=2)
+
+        expected = self.by_hand(keys, IMAGES, range(45), classify=sometimes)
+        np.testing.assert_array_equal(actual, expected)
+        self.assertLess(int(np.sum(actual)), 90)
+
+    @parameterized.parameters(*votes.BACKENDS)
+    def test_one_program_serves_all_counts_images_and_weights(self, backend):
+        def run(weights, images, n, seed):
+            weighted = jax.tree_util.Partial(weigh, jnp.asarray(weights))
+            return self.count(
+                [make_key(seed + i) for i in range(4)],
+                images,
+                n=n,
+                classify=votes.replicate(weighted),
+                groups=groups,
+                backend=backend,
+            )
+
+        ones = np.ones(CLASSES, np.float32)
+        groups = len(some_devices(self, 8)) // 2
+        first = run(ones, IMAGES[:4], 30, 0)
+
+        with oracles.compilations() as compiled:
+            for seed, n in enumerate((30, 1, 500, 8)):
+                run(np.float32(seed + 2) * ones, (seed + 1) * IMAGES[:4], n, seed)
+            again = run(ones, IMAGES[:4], 30, 0)
+
+        self.assertEmpty(compiled)
+        np.testing.assert_array_equal(first, again)
+
+    @parameterized.parameters(
+        ({"groups": 3}, "groups=3 does not divide 8 devices"),
+        ({"groups": 0}, "groups=0 does not divide"),
+        ({"groups": 2.5}, "groups=2.5 does not divide"),
+        ({"groups": 16}, "groups=16 does not divide"),
+        ({"keys": 4}, r"4 keys and images \(5, 2, 3, 2\)"),
+        ({"keys": 0, "images": IMAGES[:0]}, "0 keys"),
+        ({"keys": 2, "images": IMAGES[0]}, "do not belong together"),
+        ({"n": 0}, "n=0 is not a whole number"),
+        ({"backend": "xmap"}, "backend='xmap'"),
+        ({"classify": lambda images: images}, r"should return logits \[B, K\]"),
+    )
+    def test_refuses(self, changed, message):
+        options = {
+            "keys": 5, "images": IMAGES, "devices": some_devices(self, 8), **changed
+        }  # fmt: skip
+        with self.assertRaisesRegex(ValueError, message):
+            self.count(self.keys(options.pop("keys")), **options)
+
+
+class ReplicateTest(absltest.TestCase):
+    def test_arrays_lie_on_every_device_and_are_copied_once(self):
+        devices = some_devices(self, 4)
+        partial = jax.tree_util.Partial(weigh, np.arange(CLASSES, dtype=np.float32))
+
+        once = votes.replicate(partial, devices)
+
+        (weights,) = jax.tree.leaves(once)
+        self.assertEqual(weights.sharding.device_set, set(devices))
+        self.assertTrue(weights.is_fully_replicated)
+        np.testing.assert_array_equal(weights, np.arange(CLASSES))
+        (again,) = jax.tree.leaves(votes.replicate(once, devices))
+        self.assertIs(again, weights)
+        (elsewhere,) = jax.tree.leaves(votes.replicate(once, devices[:2]))
+        self.assertEqual(elsewhere.sharding.device_set, set(devices[:2]))
+
+
+def time_of(groups, devices, images, trials, block_size):
+    """Rounds until all images are done, by dealing out every block by hand."""
+    members, rounds = devices // groups, 0
+    queue = list(range(images))
+    while queue:
+        del queue[:groups]
+        for trial in trials:
+            dealt = [0] * members
+            for number, _ in enumerate(range(0, trial, block_size)):
+                dealt[number % members] += 1
+            rounds += max(dealt)
+    return rounds
+
+
+class ChooseGroupsTest(parameterized.TestCase):
+    @parameterized.product(
+        devices=(1, 2, 6, 8, 64), images=(1, 7, 64, 100), n=(100, 10_000)
+    )
+    def test_takes_the_fewest_groups_that_are_nearly_fastest(self, devices, images, n):
+        trials, size = (50, n), 250
+        times = {
+            groups: time_of(groups, devices, images, trials, size)
+            for groups in range(1, devices + 1)
+            if devices % groups == 0
+        }
+        allowed = [g for g, t in times.items() if t <= 1.05 * min(times.values())]
+
+        actual = votes.choose_groups(devices, images, trials, size)
+
+        self.assertEqual(actual, min(allowed))
+
+    @parameterized.parameters(
+        (1, 1_000, (1_000, 10_000), 250, 1),
+        (8, 1, (1_000, 10_000), 250, 1),  # One image: all devices share its draws.
+        (8, 1_000, (100, 400), 500, 8),  # One block per image: one device each.
+        (8, 0, (100, 400), 500, 1),  # Nothing left to do.
+    )
+    def test_examples(self, devices, images, trials, block_size, expected):
+        actual = votes.choose_groups(devices, images, trials, block_size)
+        self.assertEqual(actual, expected)
 
 
 class WhoGetsTheVoteTest(parameterized.TestCase):

@@ -33,7 +33,7 @@ from wsjax.smoothing import (
     predict,
 )
 from wsjax.transport import TransportPlan, exact_distance, flow_from_transport
-from wsjax.votes import count_votes
+from wsjax.votes import count_votes, count_votes_each
 
 __all__ = [
     "ABSTAIN",
@@ -56,6 +56,7 @@ __all__ = [
     "certify",
     "certify_each",
     "count_votes",
+    "count_votes_each",
     "divergence",
     "exact_distance",
     "flow_cost",

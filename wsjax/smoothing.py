@@ -6,6 +6,7 @@ a radius. Selection and estimation never share a draw, and no label is looked at
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -424,65 +425,94 @@ def certify_each(
     n: int,
     alpha: float,
     use_runner_up: bool | str = "never",
+    groups: int | None = None,
     **counting,
 ) -> Iterator[Certificate]:
     """Certifies images one after another, keeping the devices busy in between.
 
-    The votes of the next image are queued before those of the present one are read,
+    The votes of the next images are queued before those of the present ones are read,
     so the host's share of the work costs no device time. Every result equals that
     of `certify` with the same key.
 
     Args:
-      keys_and_images: pairs `(key, image)`; read one ahead.
+      keys_and_images: pairs `(key, image)`; read one ahead, or one for each group.
       classify: as in `certify`, and so the others.
       smoothing: see there.
       n0: see there.
       n: see there.
       alpha: see there.
       use_runner_up: see there.
+      groups: how many images to count at a time, each on its own group of devices, as
+        in `votes.count_votes_each`. With several processes all of them take part, with
+        the same pairs. Default one image at a time on this process's own devices.
       **counting: see there.
 
     Yields:
       One `Certificate` per pair, in order.
 
     Raises:
-      ValueError: as `certify`.
+      ValueError: as `certify`, or `groups` does not divide the number of devices.
     """
     check_protocol(n0=n0, n=n, alpha=alpha, use_runner_up=use_runner_up)
     classify = votes.as_argument(classify)
+    if groups is not None:
+        devices = counting.get("devices") or votes.all_devices()
+        votes.check_groups(groups, len(devices))
+        classify = votes.replicate(classify, devices)
 
-    def launch(key, image):
-        check_image(image)
-        key_select, key_estimate = jax.random.split(key)
+    def launch(keys, images):
+        splits = [jax.random.split(key) for key in keys]
         return tuple(
-            votes.count_votes(
-                k, image, classify, smoothing.perturb, n=trials, **counting
+            count([split[phase] for split in splits], images, trials)
+            for phase, trials in enumerate((n0, n))
+        )
+
+    def count(keys, images, trials):
+        common = {"n": trials, **counting}
+        if groups is None:
+            return votes.count_votes(
+                keys[0], images[0], classify, smoothing.perturb, **common
             )
-            for k, trials in ((key_select, n0), (key_estimate, n))
+        return votes.count_votes_each(
+            keys, images, classify, smoothing.perturb, groups=groups, **common
         )
 
     def conclude(selection, estimation):
-        return certificate_from_votes(
-            _fetch(selection, n0),
-            _fetch(estimation, n),
-            smoothing,
-            alpha=alpha,
-            use_runner_up=use_runner_up,
+        # One row for each image, or the counts of one image alone.
+        selection, estimation = map(
+            np.atleast_2d, map(np.asarray, (selection, estimation))
         )
+        for first, second in zip(selection, estimation):
+            yield certificate_from_votes(
+                _fetch(first, n0),
+                _fetch(second, n),
+                smoothing,
+                alpha=alpha,
+                use_runner_up=use_runner_up,
+            )
 
     pairs = iter(keys_and_images)
     pending = None
     while True:
+        keys, images, failure, launched = [], [], None, None
         try:
-            pair = next(pairs, None)
-            launched = None if pair is None else launch(*pair)
-        except ValueError:
-            # A bad image does not cost the result of the one before it.
-            if pending is not None:
-                yield conclude(*pending)
-            raise
+            for key, image in itertools.islice(pairs, groups or 1):
+                check_image(image)
+                keys.append(key)
+                images.append(image)
+        except ValueError as error:
+            # A bad image does not cost the results of those before it.
+            failure = error
+        try:
+            launched = launch(keys, images) if keys else None
+        except ValueError as error:
+            failure = failure or error
         if pending is not None:
-            yield conclude(*pending)
+            yield from conclude(*pending)
+        if failure is not None:
+            if launched is not None:
+                yield from conclude(*launched)
+            raise failure
         if launched is None:
             return
         pending = launched

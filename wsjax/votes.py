@@ -1,7 +1,9 @@
 """Counting votes: classify noisy copies of an image and count the answers.
 
 The room knows neither flows nor theorems. It takes two callables, `classify` and
-`perturb`, and spreads `n` draws over the local devices. A draw's randomness depends
+`perturb`, and spreads `n` draws over the local devices (`count_votes`), or several
+images and their draws over those of all processes (`count_votes_each`). A draw's
+randomness depends
 on the key and on the number of the draw alone, `fold_in(key, draw)`, so the counts
 are the same for any number of devices, any size and order of blocks (as far as the
 classifier's own arithmetic does not depend on the size of its batch), and whichever
@@ -10,14 +12,15 @@ other images are run. Memory holds one block of noisy images per device, never `
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 _AXIS = "draws"
+_IMAGES = "images"
 
 BACKENDS = ("pmap", "shard_map")
 
@@ -89,6 +92,151 @@ def count_votes(
       ValueError: `n` or `block_size` is not positive, `start` is negative, draws reach
         2**31, the backend is unknown, or the classifier's output is not `[B, K]`.
     """
+    _check_sizes(n, start, block_size, backend)
+    devices = tuple(jax.local_devices() if devices is None else devices)
+    classify, perturb = as_argument(classify), as_argument(perturb)
+    image = jnp.asarray(image)
+    num_classes = _num_classes(classify, block_size, image.shape, image.dtype)
+    counter = _counter(int(block_size), num_classes, devices, backend)
+    draws = np.array([start, start + n], np.int32)
+    return counter(classify, perturb, key, image, draws)
+
+
+def count_votes_each(
+    keys: Sequence[jax.Array] | jax.Array,
+    images: Sequence[Any] | Any,
+    classify: Callable[[jax.Array], jax.Array],
+    perturb: Callable[[jax.Array, jax.Array], jax.Array],
+    *,
+    n: int,
+    start: int = 0,
+    block_size: int = 250,
+    devices: Sequence[Any] | None = None,
+    groups: int | None = None,
+    backend: str = "pmap",
+) -> jax.Array:
+    """`count_votes` for several images, on the devices of all processes.
+
+    The devices form `groups` of equal size. A group takes a share of the images, its
+    members share the draws of each. Row `i` of the result is `count_votes(keys[i],
+    images[i], ...)` whatever the layout. With several processes each one makes the
+    same call with the same arguments, in the same order, and gets the same result.
+
+    One program serves every `n`, every images of one number and shape, and all weights.
+
+    Args:
+      keys: `I` keys, one for each image.
+      images: `[I, H, W, C]` float, on the host.
+      classify: as in `count_votes`. Weights that `replicate` spread over the devices
+        are used where they lie; others are copied to each device by every call.
+      perturb: as in `count_votes`.
+      n: number of draws of each image.
+      start: number of the first draw.
+      block_size: draws classified at a time on one device.
+      devices: default all of all processes.
+      groups: a divisor of the number of devices; default 1, so that all devices share
+        the draws of one image after another. See `choose_groups`.
+      backend: as in `count_votes`. `pmap` sees the devices of one process; where there
+        are others, `shard_map` is used.
+
+    Returns:
+      `[I, K]` int32 counts, on every device.
+
+    Raises:
+      ValueError: as `count_votes`; keys and images differ in number, there are none, or
+        `groups` does not divide the number of devices.
+    """
+    _check_sizes(n, start, block_size, backend)
+    devices = all_devices() if devices is None else tuple(devices)
+    groups = 1 if groups is None else groups
+    check_groups(groups, len(devices))
+    keys, images = list(keys), np.asarray(images)
+    if not len(keys) == len(images) > 0 or images.ndim != 4:
+        raise ValueError(
+            f"{len(keys)} keys and images {images.shape} do not belong together: "
+            f"give one key for each image of [I, H, W, C], with I at least 1."
+        )
+    classify, perturb = as_argument(classify), as_argument(perturb)
+    images = images.astype(jax.dtypes.canonicalize_dtype(images.dtype), copy=False)
+    num_classes = _num_classes(classify, block_size, images.shape[1:], images.dtype)
+    each = -(-len(images) // groups)
+    layout = _Layout(int(block_size), num_classes, devices, int(groups), each)
+    # What is missing to equal shares is made up by the last image without any draws.
+    padding = layout.places.size - len(images)
+    draws = np.array([[start, start + n]] * len(images) + [[0, 0]] * padding, np.int32)
+    keys += keys[-1:] * padding
+    images = np.concatenate([images, images[-1:].repeat(padding, axis=0)])
+    by_mesh = backend == "shard_map" or not all(map(_is_local, devices))
+    count = (_counter_by_shard_map if by_mesh else _counter_by_pmap)(layout)
+    counts = count(classify, perturb, keys, images, draws)
+    return counts[:-padding] if padding else counts
+
+
+def all_devices() -> tuple[Any, ...]:
+    """The devices of all processes, those of one process side by side."""
+    return tuple(sorted(jax.devices(), key=lambda d: (d.process_index, d.id)))
+
+
+def choose_groups(
+    devices: int, images: int, trials: Sequence[int], block_size: int
+) -> int:
+    """How many groups of devices certify a number of images soonest.
+
+    Time is counted in blocks: a group needs `ceil(blocks / members)` rounds for each
+    entry of `trials`, and `ceil(images / groups)` such turns. One group for each device
+    wastes no rounds, but leaves devices idle when the images run out; one group for
+    all has idle members whenever there are fewer blocks than devices. Among layouts
+    within 5 % of the best the one with fewest groups is taken: its rows come earlier,
+    and less is lost when a machine dies.
+
+    Args:
+      devices: how many there are.
+      images: how many are to be certified.
+      trials: draws per image and call of the counter, such as `(n0, n)`.
+      block_size: of those calls.
+
+    Returns:
+      A divisor of `devices`.
+    """
+    blocks = [-(-trial // block_size) for trial in trials]
+
+    def time_of(groups):
+        members = devices // groups
+        rounds = sum(-(-block // members) for block in blocks)
+        return -(-max(images, 1) // groups) * rounds
+
+    possible = [g for g in range(1, devices + 1) if devices % g == 0]
+    best = min(map(time_of, possible))
+    return next(g for g in possible if time_of(g) <= 1.05 * best)
+
+
+def replicate(tree: Any, devices: Sequence[Any] | None = None) -> Any:
+    """Copies arrays to every device, so that no later call has to.
+
+    Args:
+      tree: of arrays, such as a classifier that is a `Partial`; the same on all
+        processes. Nothing is sent between processes.
+      devices: default those of all processes.
+
+    Returns:
+      The tree, each array on every device.
+    """
+    devices = all_devices() if devices is None else tuple(devices)
+    everywhere = NamedSharding(_mesh(devices, 1), PartitionSpec())
+
+    def place(leaf):
+        if isinstance(leaf, jax.Array) and leaf.sharding.device_set == set(devices):
+            return leaf
+        local = [device for device in devices if _is_local(device)]
+        parts = [jax.device_put(leaf, device) for device in local]
+        return jax.make_array_from_single_device_arrays(
+            np.shape(leaf), everywhere, parts
+        )
+
+    return jax.tree.map(place, tree)
+
+
+def _check_sizes(n, start, block_size, backend):
     for name, value in (("n", n), ("block_size", block_size)):
         if int(value) != value or not 1 <= value < 2**31 - 2**24:
             raise ValueError(
@@ -103,19 +251,39 @@ def count_votes(
         raise ValueError(f"block_size={block_size} is above 2**24; use smaller blocks.")
     if backend not in BACKENDS:
         raise ValueError(f"backend={backend!r} is not one of {BACKENDS}.")
-    devices = tuple(jax.local_devices() if devices is None else devices)
-    classify, perturb = as_argument(classify), as_argument(perturb)
-    image = jnp.asarray(image)
-    blocks = jax.ShapeDtypeStruct((int(block_size), *image.shape), image.dtype)
+
+
+def check_groups(groups: int, devices: int) -> None:
+    """Refuses numbers of groups that a number of devices cannot form.
+
+    Args:
+      groups: as in `count_votes_each`.
+      devices: how many there are.
+
+    Raises:
+      ValueError: `groups` is not a positive whole number that divides `devices`.
+    """
+    if int(groups) != groups or groups < 1 or devices % groups:
+        raise ValueError(
+            f"groups={groups!r} does not divide {devices} devices into equal groups; "
+            f"use a divisor, e.g. 1 or {devices}."
+        )
+
+
+def _num_classes(classify, block_size, shape, dtype):
+    """Number of classes; refuses a classifier that returns no logits `[B, K]`."""
+    blocks = jax.ShapeDtypeStruct((int(block_size), *shape), dtype)
     logits = jax.eval_shape(classify, blocks)
     if logits.ndim != 2 or logits.shape[0] != block_size:
         raise ValueError(
             f"classify turned images {blocks.shape} into {logits.shape}; it should "
             f"return logits [B, K], here [{block_size}, number of classes]."
         )
-    counter = _counter(int(block_size), logits.shape[1], devices, backend)
-    draws = np.array([start, start + n], np.int32)
-    return counter(classify, perturb, key, image, draws)
+    return logits.shape[1]
+
+
+def _is_local(device):
+    return device.process_index == jax.process_index()
 
 
 def _block_votes(first, end, size, num_classes, classify, perturb, keys_from, image):
@@ -143,31 +311,40 @@ def _block_votes(first, end, size, num_classes, classify, perturb, keys_from, im
     return jnp.sum(hits & valid[:, None], axis=0, dtype=jnp.int32)
 
 
+def _votes_of_one_device(
+    rank, members, size, num_classes, nothing, classify, perturb, key, image, draws
+):
+    """`[K]` votes of one device's share of the draws `start ... end - 1`."""
+    start, end = draws
+    blocks = (end - start + size - 1) // size
+    # Device d takes blocks d, d + members, ...: a loop of run-time length, so that
+    # selection and estimation, with other n, share one program.
+    rounds = jnp.maximum(blocks - rank + members - 1, 0) // members
+
+    def add_block(i, votes):
+        first = start + (rank + i * members) * size
+        return votes + _block_votes(
+            first, end, size, num_classes, classify, perturb, key, image
+        )
+
+    return jax.lax.fori_loop(0, rounds, add_block, nothing)
+
+
 @functools.cache
 def _counter(block_size, num_classes, devices, backend):
     """The compiled counting loop for one layout of blocks over devices."""
-    stride = len(devices)
+    members = len(devices)
 
-    def on_one_device(first_block, classify, perturb, key, image, draws):
-        start, end = draws
-        blocks = (end - start + block_size - 1) // block_size
-        # Device d takes blocks d, d + stride, ...: a loop of run-time length, so
-        # that selection and estimation, with other n, share one program.
-        rounds = jnp.maximum(blocks - first_block + stride - 1, 0) // stride
-
-        def add_block(i, votes):
-            first = start + (first_block + i * stride) * block_size
-            return votes + _block_votes(
-                first, end, block_size, num_classes, classify, perturb, key, image
-            )
-
+    def on_one_device(rank, *arguments):
         votes = jnp.zeros((num_classes,), jnp.int32)
         if backend == "shard_map":
             votes = jax.lax.pcast(votes, _AXIS, to="varying")
-        votes = jax.lax.fori_loop(0, rounds, add_block, votes)
+        votes = _votes_of_one_device(
+            rank, members, block_size, num_classes, votes, *arguments
+        )
         return jax.lax.psum(votes, _AXIS)
 
-    first_blocks = np.arange(stride, dtype=np.int32)
+    ranks = np.arange(members, dtype=np.int32)
     if backend == "pmap":
         mapped = jax.pmap(
             on_one_device,
@@ -176,17 +353,147 @@ def _counter(block_size, num_classes, devices, backend):
             out_axes=None,
             devices=devices,
         )
-        return functools.partial(mapped, first_blocks)
+        return functools.partial(mapped, ranks)
 
     # Auto axis types: the default (explicit) ones would want every array placed.
     mesh = Mesh(np.array(devices), (_AXIS,), axis_types=(AxisType.Auto,))
     everywhere = PartitionSpec()
     mapped = jax.jit(
         jax.shard_map(
-            lambda first, *rest: on_one_device(first[0], *rest),
+            lambda rank, *rest: on_one_device(rank[0], *rest),
             mesh=mesh,
             in_specs=(PartitionSpec(_AXIS),) + (everywhere,) * 5,
             out_specs=everywhere,
         )
     )
-    return functools.partial(mapped, first_blocks)
+    return functools.partial(mapped, ranks)
+
+
+@functools.cache
+def _mesh(devices, groups):
+    return Mesh(
+        np.array(devices).reshape(groups, -1),
+        (_IMAGES, _AXIS),
+        axis_types=(AxisType.Auto,) * 2,
+    )
+
+
+class _Layout(NamedTuple):
+    """How images and draws are spread: what the program depends on besides shapes."""
+
+    block_size: int
+    num_classes: int
+    devices: tuple[Any, ...]
+    groups: int
+    each: int  # Images of one group.
+
+    @property
+    def members(self):
+        return len(self.devices) // self.groups
+
+    @property
+    def places(self):
+        """`[groups, each]` numbers of the images of every group."""
+        return np.arange(self.groups * self.each).reshape(self.groups, self.each)
+
+
+def _votes_of_group(
+    layout, rank, group, nothing, axes, classify, perturb, keys, images, draws
+):
+    """`[groups * each, K]` votes of all images, from one member of one group."""
+
+    def count(per_image):
+        return _votes_of_one_device(
+            rank,
+            layout.members,
+            layout.block_size,
+            layout.num_classes,
+            nothing,
+            classify,
+            perturb,
+            *per_image,
+        )
+
+    votes = jax.lax.map(count, (keys, images, draws))
+    # Each group adds its own rows to a sum over all devices: what is sent is small, and
+    # the result is the same on every one.
+    rows = jnp.zeros((*layout.places.shape, layout.num_classes), jnp.int32)
+    rows = jax.lax.dynamic_update_index_in_dim(rows, votes, group, axis=0)
+    return jax.lax.psum(rows.reshape(-1, layout.num_classes), axes)
+
+
+@functools.cache
+def _counter_by_pmap(layout):
+    """The compiled loop over several images on the devices of one process."""
+
+    def on_one_device(*arguments):
+        number = jax.lax.axis_index(_AXIS)
+        rank, group = number % layout.members, number // layout.members
+        nothing = jnp.zeros((layout.num_classes,), jnp.int32)
+        return _votes_of_group(layout, rank, group, nothing, _AXIS, *arguments)
+
+    mapped = jax.pmap(
+        on_one_device,
+        axis_name=_AXIS,
+        in_axes=(None, None, 0, 0, 0),
+        out_axes=None,
+        devices=layout.devices,
+    )
+    # Of every device in order: the images of its group.
+    places = layout.places.repeat(layout.members, axis=0)
+
+    def count(classify, perturb, keys, images, draws):
+        keys = jnp.stack(keys)[places]
+        return mapped(classify, perturb, keys, images[places], draws[places])
+
+    return count
+
+
+@functools.cache
+def _counter_by_shard_map(layout):
+    """The compiled loop over several images on a mesh, also of several processes."""
+    mesh = _mesh(layout.devices, layout.groups)
+    axes = mesh.axis_names
+    everywhere, by_group = PartitionSpec(), PartitionSpec(_IMAGES)
+
+    def on_one_device(*arguments):
+        group, rank = map(jax.lax.axis_index, axes)
+        nothing = jnp.zeros((layout.num_classes,), jnp.int32)
+        nothing = jax.lax.pcast(nothing, axes, to="varying")
+        return _votes_of_group(layout, rank, group, nothing, axes, *arguments)
+
+    mapped = jax.jit(
+        jax.shard_map(
+            on_one_device,
+            mesh=mesh,
+            in_specs=(everywhere, everywhere, by_group, by_group, by_group),
+            out_specs=everywhere,
+        )
+    )
+    local = [
+        (number // layout.members, device)
+        for number, device in enumerate(layout.devices)
+        if _is_local(device)
+    ]
+
+    def spread(pick, shape):
+        """A global array, of which this process makes the parts that lie with it."""
+        parts = [
+            jax.device_put(pick(layout.places[group]), device)
+            for group, device in local
+        ]
+        return jax.make_array_from_single_device_arrays(
+            (layout.places.size, *shape), NamedSharding(mesh, by_group), parts
+        )
+
+    def count(classify, perturb, keys, images, draws):
+        return mapped(
+            replicate(classify, layout.devices),
+            replicate(perturb, layout.devices),
+            # The host never reads a key: it would wait for the votes queued before.
+            spread(lambda places: jnp.stack([keys[i] for i in places]), keys[0].shape),
+            spread(images.__getitem__, images.shape[1:]),
+            spread(draws.__getitem__, draws.shape[1:]),
+        )
+
+    return count

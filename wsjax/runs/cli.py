@@ -1,8 +1,10 @@
 """What the scripts share: flags, and errors told in a sentence."""
 
+import faulthandler
 import logging
 import pathlib
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -10,13 +12,10 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from wsjax.runs import cluster
 from wsjax.runs.config import resolve
 from wsjax.runs.manifest import prepare_workdir
 from wsjax.runs.signals import Stopped
-
-# Mistakes of the user or the machine, which a message explains better than a trace.
-_EXPLAINED = (ValueError, OSError, ImportError, FloatingPointError)
-
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment config, e.g. configs/digits.py.", lock_config=True
@@ -30,18 +29,27 @@ _TRAINED = flags.DEFINE_string(
 _DEBUG = flags.DEFINE_bool("debug", False, "Show full tracebacks.")
 
 
-def run(main: Callable[[dict[str, Any], pathlib.Path], None]) -> None:
+def run(
+    main: Callable[[dict[str, Any], pathlib.Path], None],
+    several_processes: bool = False,
+) -> None:
     """Parses `--config`, `--config.key=value` and `--workdir`, then calls `main`.
 
     `main(config, workdir)` gets the resolved config and an existing, writable
     directory: `--workdir`, or `runs/` and the config's name. Errors a user can do
     something about end the program with one message; `--debug` shows where they
     came from. A run stopped by a signal ends with that signal's exit code.
+
+    Args:
+      main: the script.
+      several_processes: whether it can be one of several (`cluster`); then `workdir`
+        exists and is writable on process 0, and no other process writes.
     """
-    for name in ("config", "workdir", "trained", "debug"):
+    names = ["config", "workdir", "trained", "debug"]
+    for name in [*names, *(cluster.FLAGS if several_processes else ())]:
         # So that --help lists them under the script.
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
-    app.run(lambda argv: _call(main, argv), flags_parser=_parse)
+    app.run(lambda argv: _call(main, argv, several_processes), flags_parser=_parse)
 
 
 def trained_dir(workdir: pathlib.Path) -> pathlib.Path:
@@ -65,22 +73,53 @@ def _parse(argv):
     return rest
 
 
-def _call(main, argv):
+def _call(main, argv, several_processes):
     if len(argv) > 1:
         _fail(f"Unexpected arguments: {' '.join(argv[1:])}")
     _quiet_libraries()
     try:
+        if cluster.asked_for() and not several_processes:
+            raise ValueError(
+                f"{pathlib.Path(sys.argv[0]).name} runs on one process and uses all of "
+                f"its devices; of the scripts, certify.py alone runs on several."
+            )
         config = resolve(_CONFIG.value)
         config_path = config_flags.get_config_filename(flags.FLAGS["config"])
-        chosen = _WORKDIR.value or default_workdir(config_path)
-        main(config, prepare_workdir(pathlib.Path(chosen)))
+        workdir = pathlib.Path(_WORKDIR.value or default_workdir(config_path))
+        cluster.join()
+        if cluster.several() and not _DEBUG.value:
+            # JAX aborts processes whose others are gone, and says so: the traces of
+            # all threads, which absl would print then, bury it.
+            faulthandler.disable()
+        with cluster.together():
+            if cluster.leads():
+                workdir = prepare_workdir(workdir)
+        main(config, workdir.absolute())
     except Stopped as stopped:
         print(f"{stopped}; run the same command to go on.", file=sys.stderr)
         sys.exit(stopped.exit_code)
-    except _EXPLAINED as error:
+    except cluster.ClusterError as error:
+        # All processes end here at the same time, and may wait for each other.
         if _DEBUG.value:
             raise
         _fail(_sentence(error))
+    except BaseException as error:
+        if cluster.several():
+            # The others wait for this one, which would wait for them.
+            _tell(error)
+            cluster.leave(1)
+        if _DEBUG.value or not isinstance(error, cluster.EXPLAINED):
+            raise
+        _fail(_sentence(error))
+
+
+def _tell(error):
+    if _DEBUG.value or not isinstance(error, (*cluster.EXPLAINED, RuntimeError)):
+        traceback.print_exception(error)
+    elif cluster.is_lost(error):
+        print(f"error: {cluster.LOST} ({_sentence(error)})", file=sys.stderr)
+    else:
+        print(f"error: {_sentence(error)}", file=sys.stderr)
 
 
 def default_workdir(config_path: str) -> pathlib.Path:
@@ -106,10 +145,7 @@ def _quiet_libraries():
 
 
 def _sentence(error):
-    if isinstance(error, OSError) and error.strerror:
-        where = f" ({error.filename})" if error.filename else ""
-        return f"{error.strerror}{where}"
-    return _one_line(str(error))
+    return _one_line(cluster.sentence(error))
 
 
 def _one_line(message):

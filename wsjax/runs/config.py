@@ -80,6 +80,7 @@ _SCHEMA = {
         "use_runner_up": "never",  # "always", or "auto": where it promises more.
         "block_size": 250,
         "backend": "pmap",
+        "groups": 0,  # Of devices, each with an image of its own; 0 chooses.
     },
     "attack": {
         "method": "flow",  # Or "sinkhorn", "capacity", "dual".
@@ -105,6 +106,7 @@ MAY_DIFFER = (
     "data.limit",
     "certify.block_size",
     "certify.backend",
+    "certify.groups",
     *(f"attack.{name}.batch_size" for name in METHODS),
     "attack.method",
     "attack.target",

@@ -89,7 +89,7 @@ def record(
     whole = read(workdir)
     before = whole.get(script)
     if before is not None:
-        old, new = _flat(_compared(before)), _flat(_compared(entry))
+        old, new = flat(_compared(before)), flat(_compared(entry))
         ignored = {f"config.{key}" for key in may_differ}
         differences = [
             f"{key}: there {old.get(key)!r}, now {new.get(key)!r}"
@@ -147,8 +147,8 @@ def versions() -> dict[str, str]:
 
 
 def devices() -> list[str]:
-    """Kind and number of the local devices, and the processor."""
-    kinds = [device.device_kind for device in jax.local_devices()]
+    """Kind and number of the devices of all processes, and the local processor."""
+    kinds = [device.device_kind for device in jax.devices()]
     return [f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds)] + [
         f"{os.cpu_count()} {platform.machine()} processors"
     ]
@@ -164,10 +164,11 @@ def _compared(entry):
     }
 
 
-def _flat(tree, prefix=""):
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, its keys joined by dots."""
     if not isinstance(tree, dict):
         return {prefix: tree}
-    flat = {}
+    whole = {}
     for key, value in tree.items():
-        flat.update(_flat(value, f"{prefix}.{key}" if prefix else key))
-    return flat
+        whole.update(flat(value, f"{prefix}.{key}" if prefix else key))
+    return whole

@@ -50,6 +50,11 @@ class StopFlag:
         """Whether a signal has arrived."""
         return self._signum is not None
 
+    @property
+    def signum(self) -> int | None:
+        """Its number, None without one."""
+        return self._signum
+
     def check(self) -> None:
         """Raises `Stopped` if a signal has arrived."""
         if self._signum is not None:

@@ -28,10 +28,24 @@ class Checkpoints:
     """The checkpoints of one run directory; the newest two are kept."""
 
     def __init__(self, workdir: pathlib.Path):
-        """Opens (and creates, if needed) `workdir/checkpoints`."""
+        """Opens (and creates, if needed) `workdir/checkpoints`.
+
+        A process that is one of several reads by itself, and creates nothing.
+        """
+        options: dict[str, Any] = {"max_to_keep": 2}
+        if jax.process_count() > 1:
+            alone = jax.process_index()
+            options |= {
+                "create": False,
+                "multiprocessing_options": ocp.options.MultiprocessingOptions(
+                    primary_host=alone,
+                    active_processes={alone},
+                    barrier_sync_key_prefix=f"process_{alone}",
+                ),
+            }
         self._manager = ocp.CheckpointManager(
             pathlib.Path(workdir).absolute() / "checkpoints",
-            options=ocp.CheckpointManagerOptions(max_to_keep=2),
+            options=ocp.CheckpointManagerOptions(**options),
         )
 
     @property
