@@ -11,6 +11,7 @@ other images are run. Memory holds one block of noisy images per device, never `
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -72,7 +73,8 @@ def count_votes(
 
     Args:
       key: used up by this call.
-      image: `[H, W, C]` float.
+      image: `[H, W, C]` float, or a stack `[S, H, W, C]` whose images get the same
+        noise, drawn once: row `s` of the result is what `image[s]` alone would give.
       classify: `[B, H, W, C] -> [B, K]` logits; a vote goes to the largest, ties
         to the smallest class index. See `as_argument` for weights.
       perturb: `(key, [H, W, C]) -> [H, W, C]`, one noisy copy, e.g. the method
@@ -80,13 +82,13 @@ def count_votes(
       n: number of draws, at least one.
       start: number of the first draw. Counts of `n` draws and those of `m` more from
         `start=n` sum to the counts of `n + m` draws.
-      block_size: draws classified at a time on one device. Around 250 suits a
+      block_size: noisy copies classified at a time on one device. Around 250 suits a
         CPU's caches; larger is better on accelerators. Keep it fixed within a run.
       devices: local devices to use; default all of this process.
       backend: "pmap", or "shard_map", what `pmap` compiles to; same counts.
 
     Returns:
-      `[K]` int32 counts.
+      `[K]` or `[S, K]` int32 counts.
 
     Raises:
       ValueError: `n` or `block_size` is not positive, `start` is negative, draws reach
@@ -96,8 +98,9 @@ def count_votes(
     devices = tuple(jax.local_devices() if devices is None else devices)
     classify, perturb = as_argument(classify), as_argument(perturb)
     image = jnp.asarray(image)
-    num_classes = _num_classes(classify, block_size, image.shape, image.dtype)
-    counter = _counter(int(block_size), num_classes, devices, backend)
+    size = _draws_at_a_time(block_size, image.shape)
+    num_classes = _num_classes(classify, size, image.shape, image.dtype)
+    counter = _counter(size, num_classes, devices, backend)
     draws = np.array([start, start + n], np.int32)
     return counter(classify, perturb, key, image, draws)
 
@@ -126,7 +129,7 @@ def count_votes_each(
 
     Args:
       keys: `I` keys, one for each image.
-      images: `[I, H, W, C]` float, on the host.
+      images: `[I, H, W, C]` float, on the host; or stacks `[I, S, H, W, C]`.
       classify: as in `count_votes`. Weights that `replicate` spread over the devices
         are used where they lie; others are copied to each device by every call.
       perturb: as in `count_votes`.
@@ -140,7 +143,7 @@ def count_votes_each(
         are others, `shard_map` is used.
 
     Returns:
-      `[I, K]` int32 counts, on every device.
+      `[I, K]` or `[I, S, K]` int32 counts, on every device.
 
     Raises:
       ValueError: as `count_votes`; keys and images differ in number, there are none, or
@@ -151,16 +154,18 @@ def count_votes_each(
     groups = 1 if groups is None else groups
     check_groups(groups, len(devices))
     keys, images = list(keys), np.asarray(images)
-    if not len(keys) == len(images) > 0 or images.ndim != 4:
+    if not len(keys) == len(images) > 0 or images.ndim not in (4, 5):
         raise ValueError(
             f"{len(keys)} keys and images {images.shape} do not belong together: "
-            f"give one key for each image of [I, H, W, C], with I at least 1."
+            f"give one key for each image of [I, H, W, C], with I at least 1, or for "
+            f"each stack of [I, S, H, W, C]."
         )
     classify, perturb = as_argument(classify), as_argument(perturb)
     images = images.astype(jax.dtypes.canonicalize_dtype(images.dtype), copy=False)
-    num_classes = _num_classes(classify, block_size, images.shape[1:], images.dtype)
+    size = _draws_at_a_time(block_size, images.shape[1:])
+    num_classes = _num_classes(classify, size, images.shape[1:], images.dtype)
     each = -(-len(images) // groups)
-    layout = _Layout(int(block_size), num_classes, devices, int(groups), each)
+    layout = _Layout(size, num_classes, devices, int(groups), each)
     # What is missing to equal shares is made up by the last image without any draws.
     padding = layout.places.size - len(images)
     draws = np.array([[start, start + n]] * len(images) + [[0, 0]] * padding, np.int32)
@@ -270,14 +275,20 @@ def check_groups(groups: int, devices: int) -> None:
         )
 
 
-def _num_classes(classify, block_size, shape, dtype):
+def _draws_at_a_time(block_size, image_shape):
+    """Draws that make a block of copies of one image, or of a stack of them."""
+    return max(1, int(block_size) // math.prod(image_shape[:-3]))
+
+
+def _num_classes(classify, draws, shape, dtype):
     """Number of classes; refuses a classifier that returns no logits `[B, K]`."""
-    blocks = jax.ShapeDtypeStruct((int(block_size), *shape), dtype)
+    count = draws * math.prod(shape[:-3])
+    blocks = jax.ShapeDtypeStruct((count, *shape[-3:]), dtype)
     logits = jax.eval_shape(classify, blocks)
-    if logits.ndim != 2 or logits.shape[0] != block_size:
+    if logits.ndim != 2 or logits.shape[0] != count:
         raise ValueError(
             f"classify turned images {blocks.shape} into {logits.shape}; it should "
-            f"return logits [B, K], here [{block_size}, number of classes]."
+            f"return logits [B, K], here [{count}, number of classes]."
         )
     return logits.shape[1]
 
@@ -287,11 +298,17 @@ def _is_local(device):
 
 
 def _block_votes(first, end, size, num_classes, classify, perturb, keys_from, image):
-    """`[K]` int32 votes of draws `first + (0 ... size - 1)` below `end`."""
+    """`[K]` int32 votes of draws `first + (0 ... size - 1)` below `end`.
+
+    `[S, K]` of a stack: noise does not depend on the image, so mapping over images
+    under one key draws it once.
+    """
     draws = first + jnp.arange(size, dtype=jnp.int32)
+    stacked = image.ndim == 4
 
     def copy(draw):
-        return perturb(jax.random.fold_in(keys_from, draw), image)
+        key = jax.random.fold_in(keys_from, draw)
+        return (jax.vmap(perturb, (None, 0)) if stacked else perturb)(key, image)
 
     # XLA merges cheap steps of the noise into whatever reads it, and makes the random
     # bits anew for every reader. It does not look into a branch; this one is always
@@ -303,18 +320,24 @@ def _block_votes(first, end, size, num_classes, classify, perturb, keys_from, im
         lambda draws: jnp.zeros_like(image) + nothing.reshape(-1, *[1] * image.ndim),
         draws,
     )
-    logits = classify(copies)
-    valid = (draws < end) & jnp.all(jnp.isfinite(logits), axis=-1)
+    logits = classify(copies.reshape(-1, *image.shape[-3:]))
+    logits = logits.reshape(size, *image.shape[:-3], num_classes)
+    counted = (draws < end).reshape(-1, *[1] * stacked)
+    valid = counted & jnp.all(jnp.isfinite(logits), axis=-1)
     winners = jnp.argmax(logits, axis=-1)
     # Comparing beats scattering on every backend at these sizes.
-    hits = winners[:, None] == jnp.arange(num_classes, dtype=winners.dtype)
-    return jnp.sum(hits & valid[:, None], axis=0, dtype=jnp.int32)
+    hits = winners[..., None] == jnp.arange(num_classes, dtype=winners.dtype)
+    return jnp.sum(hits & valid[..., None], axis=0, dtype=jnp.int32)
+
+
+def _no_votes(image, num_classes):
+    return jnp.zeros((*image.shape[:-3], num_classes), jnp.int32)
 
 
 def _votes_of_one_device(
     rank, members, size, num_classes, nothing, classify, perturb, key, image, draws
 ):
-    """`[K]` votes of one device's share of the draws `start ... end - 1`."""
+    """Votes of one device's share of the draws `start ... end - 1`."""
     start, end = draws
     blocks = (end - start + size - 1) // size
     # Device d takes blocks d, d + members, ...: a loop of run-time length, so that
@@ -335,12 +358,13 @@ def _counter(block_size, num_classes, devices, backend):
     """The compiled counting loop for one layout of blocks over devices."""
     members = len(devices)
 
-    def on_one_device(rank, *arguments):
-        votes = jnp.zeros((num_classes,), jnp.int32)
+    def on_one_device(rank, classify, perturb, key, image, draws):
+        votes = _no_votes(image, num_classes)
         if backend == "shard_map":
             votes = jax.lax.pcast(votes, _AXIS, to="varying")
+        given = (classify, perturb, key, image, draws)
         votes = _votes_of_one_device(
-            rank, members, block_size, num_classes, votes, *arguments
+            rank, members, block_size, num_classes, votes, *given
         )
         return jax.lax.psum(votes, _AXIS)
 
@@ -398,9 +422,9 @@ class _Layout(NamedTuple):
 
 
 def _votes_of_group(
-    layout, rank, group, nothing, axes, classify, perturb, keys, images, draws
+    layout, rank, group, vary, axes, classify, perturb, keys, images, draws
 ):
-    """`[groups * each, K]` votes of all images, from one member of one group."""
+    """Votes `[groups * each, ...]` of all images, from one member of one group."""
 
     def count(per_image):
         return _votes_of_one_device(
@@ -408,7 +432,7 @@ def _votes_of_group(
             layout.members,
             layout.block_size,
             layout.num_classes,
-            nothing,
+            vary(_no_votes(images[0], layout.num_classes)),
             classify,
             perturb,
             *per_image,
@@ -417,9 +441,9 @@ def _votes_of_group(
     votes = jax.lax.map(count, (keys, images, draws))
     # Each group adds its own rows to a sum over all devices: what is sent is small, and
     # the result is the same on every one.
-    rows = jnp.zeros((*layout.places.shape, layout.num_classes), jnp.int32)
+    rows = jnp.zeros((layout.groups, *votes.shape), jnp.int32)
     rows = jax.lax.dynamic_update_index_in_dim(rows, votes, group, axis=0)
-    return jax.lax.psum(rows.reshape(-1, layout.num_classes), axes)
+    return jax.lax.psum(rows.reshape(-1, *votes.shape[1:]), axes)
 
 
 @functools.cache
@@ -429,8 +453,7 @@ def _counter_by_pmap(layout):
     def on_one_device(*arguments):
         number = jax.lax.axis_index(_AXIS)
         rank, group = number % layout.members, number // layout.members
-        nothing = jnp.zeros((layout.num_classes,), jnp.int32)
-        return _votes_of_group(layout, rank, group, nothing, _AXIS, *arguments)
+        return _votes_of_group(layout, rank, group, lambda x: x, _AXIS, *arguments)
 
     mapped = jax.pmap(
         on_one_device,
@@ -458,9 +481,8 @@ def _counter_by_shard_map(layout):
 
     def on_one_device(*arguments):
         group, rank = map(jax.lax.axis_index, axes)
-        nothing = jnp.zeros((layout.num_classes,), jnp.int32)
-        nothing = jax.lax.pcast(nothing, axes, to="varying")
-        return _votes_of_group(layout, rank, group, nothing, axes, *arguments)
+        vary = functools.partial(jax.lax.pcast, axis_name=axes, to="varying")
+        return _votes_of_group(layout, rank, group, vary, axes, *arguments)
 
     mapped = jax.jit(
         jax.shard_map(
