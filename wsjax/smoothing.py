@@ -6,6 +6,8 @@ a radius. Selection and estimation never share a draw, and no label is looked at
 """
 
 import dataclasses
+import math
+import numbers
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -92,6 +94,41 @@ class Smoothing:
           float64 in pixels x fraction of mass, 0 where nothing is certified.
         """
         return self.theorem(p_lower, self.spread, self.ground_metric, runner_up)
+
+    def probability_for(self, radius: float) -> float:
+        """The inverse of `radius`: which probability of a class certifies a radius.
+
+        Every class with a probability above the result (it need not be known how far
+        above) is certified at `radius`, by the theorem about one class alone.
+
+        Args:
+          radius: in `ground_metric`, pixels x fraction of mass; positive.
+
+        Returns:
+          float64 in (1/2, 1): the least at which `self.radius` reaches `radius`, so
+          rounded up.
+
+        Raises:
+          ValueError: `radius` is not positive, or no probability below 1 certifies it.
+        """
+        if not (isinstance(radius, numbers.Real) and 0 < radius < math.inf):
+            raise ValueError(f"radius={radius!r} is not a positive finite number.")
+        # The theorem grows with p, and at 1/2 there is nothing. What rounding does to
+        # its order is harmless: `high` itself always reaches the radius.
+        low, high = 0.5, math.nextafter(1.0, 0.0)
+        largest = float(self.radius(high))
+        if largest < radius:
+            raise ValueError(
+                f"radius={radius!r} is out of reach of this noise: no probability below "
+                f"1 certifies more than {largest:.6g}. Ask for less, or smooth with more "
+                f"noise."
+            )
+        while low < (middle := 0.5 * (low + high)) < high:
+            if self.radius(middle) >= radius:
+                high = middle
+            else:
+                low = middle
+        return high
 
 
 def make_smoothing(
@@ -345,7 +382,7 @@ def predict(
     """
     confidence.check_alpha(alpha)
     check_image(image)
-    counts = _fetch(
+    counts = fetch(
         votes.count_votes(key, image, classify, smoothing.perturb, n=n, **counting), n
     )
     return prediction_from_votes(counts, alpha)
@@ -463,8 +500,8 @@ def certify_each(
 
     def conclude(selection, estimation):
         return certificate_from_votes(
-            _fetch(selection, n0),
-            _fetch(estimation, n),
+            fetch(selection, n0),
+            fetch(estimation, n),
             smoothing,
             alpha=alpha,
             use_runner_up=use_runner_up,
@@ -566,8 +603,19 @@ def _bounds_others(use_runner_up, selection_votes, n, smoothing, alpha):
     return with_others > without
 
 
-def _fetch(counts: jax.Array, n: int) -> np.ndarray:
-    """Waits for counts and checks that every draw voted."""
+def fetch(counts: jax.Array, n: int) -> np.ndarray:
+    """Waits for counts and checks that every draw voted.
+
+    Args:
+      counts: `[K]` int of `votes.count_votes`.
+      n: number of draws.
+
+    Returns:
+      `[K]` int, on the host.
+
+    Raises:
+      ValueError: the counts do not sum to `n`: some logits were NaN or infinite.
+    """
     votes_of = np.asarray(counts)
     if votes_of.sum() != n:
         raise ValueError(
