@@ -4,7 +4,9 @@
 
 Run it after train.py with the same config and workdir. Rows go to certificates.tsv
 in the run directory, the summary to the screen and summary.txt, the curve to
-certified_accuracy.png. A stopped run goes on from the rows it wrote.
+certified_accuracy.png. A stopped run goes on from the rows it wrote. With
+--config.certify.at_radii="(0.05, 0.1)" it stops voting about an image once it knows which
+of these radii are certified, and writes verdicts.tsv instead.
 """
 
 import logging
@@ -13,7 +15,7 @@ import time
 import jax
 
 import wsjax
-from wsjax.runs import cli, experiment, manifest, report, rows, streams
+from wsjax.runs import cli, experiment, fewer_votes, manifest, report, rows, streams
 from wsjax.runs import config as configs
 from wsjax.runs.progress import progress
 from wsjax.runs.signals import StopFlag
@@ -28,9 +30,14 @@ def main(config, workdir):
     indices = experiment.chosen_indices(config["data"], len(examples))
     protocol = config["certify"]
     wsjax.smoothing.check_protocol(**{k: protocol[k] for k in _PROTOCOL})
+    fewer_votes.check(protocol)
     trained = cli.trained_dir(workdir)
     classify = experiment.restore_classifier(config, trained, examples)
     smoothing = experiment.restore_smoothing(config, trained, examples)
+    if protocol["at_radii"]:
+        return fewer_votes.certify_at_radii(
+            config, workdir, examples, indices, classify, smoothing
+        )
     manifest.record(
         workdir,
         "certify",
@@ -48,7 +55,7 @@ def main(config, workdir):
         todo = [index for index in indices if index not in writer.done]
         # One key per image: a row does not depend on which others are run.
         pairs = ((jax.random.fold_in(run_key, i), examples.checked(i)) for i in todo)
-        results = wsjax.certify_each(pairs, classify, smoothing, **protocol)
+        results = fewer_votes.certificates(pairs, classify, smoothing, protocol)
         bar = progress(todo, desc="certify", unit="image")
         before = time.perf_counter()
         for index, certificate in zip(bar, results):

@@ -102,7 +102,7 @@ def _log_evidence(successes, failures, p0, side):
 
 
 def decide(
-    successes: int,
+    successes,
     trials: int,
     p0,
     *,
@@ -124,9 +124,9 @@ def decide(
     share of `alpha`; `beta` only bounds how often a class with `p >= p0` is lost by it.
 
     Args:
-      successes: votes for the class among the first `trials`.
+      successes: integer votes for the class among the first `trials`, or array.
       trials: votes so far, from 0 to `n`.
-      p0: probability in (0, 1), or array of them.
+      p0: probability in (0, 1), or array of them, broadcast against `successes`.
       n: number of votes at which to stop in any case.
       alpha: probability of a false "certified", in (0, 1/2), for each `p0`.
       beta: probability of giving up falsely before `n`, in (0, 1/2); default `alpha`.
@@ -141,16 +141,17 @@ def decide(
     Source: docs/theory.md, 3.5 and 3.6.
     """
     check_levels(alpha, beta)
-    if int(n) != n or not 0 <= successes <= trials <= n or n < 1:
+    counts = np.asarray(successes)
+    if int(n) != n or not 0 <= trials <= n or n < 1 or np.any(counts > trials):
         raise ValueError(
-            f"{successes} successes among {trials} of n={n} votes: these are whole "
+            f"{successes!r} successes among {trials} of n={n!r} votes: these are whole "
             f"numbers with 0 <= successes <= trials <= n and n at least 1."
         )
     beta = alpha if beta is None else beta
-    certified = _certifies(successes, trials, p0, n, alpha)
-    against = log_evidence_below(successes, trials - successes, p0) >= -math.log(beta)
+    certified = _certifies(counts, trials, p0, n, alpha)
+    against = log_evidence_below(counts, trials - counts, p0) >= -math.log(beta)
     # Another success never lowers the evidence, nor the bound at the last vote.
-    hopeless = ~_ever_certifies(successes, trials, p0, n, alpha)
+    hopeless = ~_certifies(counts + (n - trials), n, p0, n, alpha)
     given_up = against | hopeless | (trials == n)
     return np.where(certified, CERTIFIED, np.where(given_up, GIVEN_UP, UNDECIDED))[()]
 
@@ -163,10 +164,6 @@ def _certifies(successes, trials, p0, n, alpha):
         bound = confidence.lower_bound(successes, n, alpha * _LAST_LOOK)
         certified = certified | (bound > p0)
     return certified
-
-
-def _ever_certifies(successes, trials, p0, n, alpha):
-    return _certifies(successes + n - trials, n, p0, n, alpha)
 
 
 def check_levels(alpha: float, beta: float | None = None) -> None:

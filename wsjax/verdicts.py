@@ -5,9 +5,11 @@ few hundred votes. Draws are numbered, so what is drawn is always a beginning of
 draws that a fixed number of votes would take, whichever size the portions have.
 """
 
+import itertools
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -63,7 +65,7 @@ def check_radii(radii: Sequence[float], smoothing: Smoothing) -> np.ndarray:
       ValueError: there is no radius, they are not positive and increasing, or one is
         out of reach of the noise.
     """
-    if len(radii) == 0 or any(b <= a for a, b in zip(radii, radii[1:])):
+    if len(radii) == 0 or any(b <= a for a, b in itertools.pairwise(radii)):
         raise ValueError(
             f"radii={tuple(radii)!r} is not an increasing list of at least one radius; "
             f"sort it, and name each radius once."
@@ -104,7 +106,7 @@ def certify_at(
       smoothing: noise law and theorem.
       radii: increasing, in the smoothing's ground metric.
       n0: most votes that select the class. Any choice is valid, so this stops as soon
-        as one class leads with p-value `alpha`.
+        as one class leads with p-value `alpha`, or none is likely enough for any radius.
       n: most fresh votes that decide about it.
       alpha: probability that this one verdict claims too much.
       beta: probability of giving up, before `n` votes, a radius that is within reach;
@@ -178,13 +180,22 @@ def certify_each_at(
     selecting = sequential.looks(first_look, n0)
     estimating = sequential.looks(first_look, n)
     count = _counter(classify, smoothing, first_look, counting)
+    level = alpha if beta is None else beta
+
+    def enough(votes_of):
+        if sequential.leading_class_p_value(votes_of, n0) <= alpha:
+            return True
+        first = int(votes_of.max())
+        rest = int(votes_of.sum()) - first
+        against = sequential.log_evidence_below(first, rest, thresholds[0])
+        return against >= -math.log(level)
 
     def work(key, image):
         key_select, key_estimate = jax.random.split(key)
         selection = _Votes(count, key_select, image, selecting)
         # Estimation begins before it is known which class it is about.
         estimation = _Votes(count, key_estimate, image, estimating)
-        selection_votes = yield from _select(selection, n0, alpha)
+        selection_votes = yield from _until(enough, selection, n0)
         selected = int(np.argmax(selection_votes))
         certified = np.zeros(len(thresholds), bool)
         for _ in estimating:
@@ -200,10 +211,7 @@ def certify_each_at(
             # What was certified once stays so.
             certified |= decisions == sequential.CERTIFIED
             reached = int(np.argmin([*certified, False]))
-            if (
-                reached == len(thresholds)
-                or decisions[reached] == sequential.GIVEN_UP
-            ):
+            if reached == len(thresholds) or decisions[reached] == sequential.GIVEN_UP:
                 break
         return Verdict(
             label=selected if reached else ABSTAIN,
@@ -292,8 +300,11 @@ def predict_each_early(
     moments = sequential.looks(first_look, n)
     count = _counter(classify, smoothing, first_look, counting)
 
+    def clear(votes_of):
+        return sequential.leading_class_p_value(votes_of, n) <= alpha
+
     def work(key, image):
-        votes_of = yield from _select(_Votes(count, key, image, moments), n, alpha)
+        votes_of = yield from _until(clear, _Votes(count, key, image, moments), n)
         p_value = sequential.leading_class_p_value(votes_of, n)
         label = int(np.argmax(votes_of)) if p_value <= alpha else ABSTAIN
         return Prediction(label, p_value, votes_of)
@@ -394,7 +405,7 @@ class _Votes:
         self._count = lambda start, n: count(key, image, start, n)
         self._moments, self._drawn = deque(moments), 0
         self._votes: np.ndarray | int = 0
-        self._queued = None
+        self._queued: Any = None
         self._queue()
 
     def _queue(self):
@@ -413,14 +424,11 @@ class _Votes:
         return self._votes
 
 
-def _select(drawing, n, alpha):
-    """Votes until one class leads clearly, or `n`."""
+def _until(enough, drawing, n):
+    """Votes until `enough(votes)`, or `n` of them."""
     while True:
         votes_of = yield from drawing.more()
-        if (
-            votes_of.sum() == n
-            or sequential.leading_class_p_value(votes_of, n) <= alpha
-        ):
+        if votes_of.sum() == n or enough(votes_of):
             return votes_of
 
 
@@ -437,7 +445,7 @@ def _interleaved(work, keys_and_images):
     while reading or finished < started:
         while reading and len(active) < _IN_FLIGHT:
             try:
-                pair = next(pairs, None)
+                pair: Any = next(pairs, None)
                 if pair is None:
                     reading = False
                     break
