@@ -14,6 +14,7 @@ from scipy import stats
 from wsjax import certificates, gaussian, make_key, noise, votes
 from wsjax.smoothing import (
     ABSTAIN,
+    NOISES,
     certificate_from_votes,
     certify,
     certify_each,
@@ -258,6 +259,44 @@ class GaussianSmoothingTest(parameterized.TestCase):
             gaussian_smoothing(view, SHAPE, "l1")
         with self.assertRaisesRegex(ValueError, "ground_metric='L1' is not one of"):
             gaussian_smoothing(gaussian.StencilGaussian(0.1), SHAPE, "L1")
+
+
+class ProbabilityForTest(parameterized.TestCase):
+    @parameterized.product(
+        name=NOISES, metric=("l1", "l2"), certificate=("tight", "published")
+    )
+    def test_is_the_least_probability_that_certifies(self, name, metric, certificate):
+        if certificate == "published" and not name.endswith("laplace"):
+            self.skipTest("Nobody published one.")
+        shape = {"image_shape": (4, 5, 1)} if name in GAUSSIAN else {}
+        smooth = make_smoothing(name, 0.1, metric, certificate, **shape)
+        largest = float(smooth.radius(math.nextafter(1.0, 0.0)))
+        for share in (1e-9, 0.001, 0.1, 0.5, 0.9, 0.99, 1.0):
+            p = smooth.probability_for(share * largest)
+            self.assertBetween(p, 0.5, 1.0)
+            self.assertGreaterEqual(smooth.radius(p), share * largest)
+            # Nor is it more than the rounding too high, but next to 1.
+            below = p - max(1e-11 * (p - 0.5), 3e-16)
+            self.assertLess(smooth.radius(below), share * largest)
+
+    @parameterized.parameters(0.01, 0.1, 0.5)
+    def test_inverts_the_formulas(self, radius):
+        laplace = 1 - 0.5 * math.exp(-radius / (0.1 / math.sqrt(2)))
+        self.assertAlmostEqual(LAPLACE.probability_for(radius), laplace, delta=1e-12)
+        smooth = make_smoothing("power_law", 0.1, "l2", image_shape=SHAPE)
+        gauss = stats.norm.cdf(radius * smooth.spread)
+        self.assertAlmostEqual(smooth.probability_for(radius), gauss, delta=1e-12)
+        uniform = make_smoothing("flow_uniform", 1.0, "l1")
+        share = 0.5 + radius / math.sqrt(12)
+        self.assertAlmostEqual(uniform.probability_for(radius), share, delta=1e-12)
+
+    def test_refuses_what_is_no_radius_or_out_of_reach(self):
+        for radius in (0, -0.1, math.inf, math.nan, "0.1", None):
+            with self.assertRaisesRegex(ValueError, "not a positive finite number"):
+                LAPLACE.probability_for(radius)
+        uniform = make_smoothing("flow_uniform", 0.1, "l1")
+        with self.assertRaisesRegex(ValueError, "out of reach.*more than 0.173205"):
+            uniform.probability_for(0.1733)
 
 
 class CheckImageTest(parameterized.TestCase):
