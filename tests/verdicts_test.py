@@ -187,19 +187,26 @@ class CertifyAtTest(parameterized.TestCase):
                 )  # fmt: skip
                 self.assertEqual(set(sizes), {expected})
 
-    def test_the_smallest_radius_comes_first(self):
-        # Certified at the large radius or not, what counts is the run from below.
-        for margin in (0.04, 0.075):
-            image = leaning(margin)
-            for key in keys(4, seed=1):
-                together = certify_at(
-                    key, image, classify, LAPLACE, radii=RADII, **SIZES, **COUNTING
-                )
-                alone = certify_at(
-                    key, image, classify, LAPLACE, radii=RADII[:1], **SIZES, **COUNTING
-                )
-                self.assertEqual(alone.radius > 0, together.radius > 0)
-                self.assertLessEqual(alone.votes.sum(), together.votes.sum())
+    @parameterized.parameters(
+        # Decisions at the looks, for each of three radii: 1 certified, -1 given up.
+        ([(0, 1, 0), (0, 0, 0), (1, 0, -1)], 2, 3),
+        ([(0, 1, 1), (1, 0, 0)], 3, 2),
+        ([(-1, 1, 1)], 0, 1),
+        ([(1, -1, 1)], 1, 1),
+        ([(1, 0, -1), (-1, 1, 0), (0, 0, -1)], 2, 3),
+        ([(1, 1, 1)], 3, 1),
+    )
+    def test_the_smallest_radius_comes_first(self, decisions, reached, looked):
+        with mock.patch.object(
+            verdicts.sequential, "decide", side_effect=list(map(np.array, decisions))
+        ) as decide:
+            found = certify_at(
+                *PAIRS[-1], classify, LAPLACE, radii=RADII, **SIZES, **COUNTING
+            )
+        self.assertEqual(found.radius, (0.0, *RADII)[reached])
+        self.assertEqual(found.label, 1 if reached else ABSTAIN)
+        self.assertEqual(decide.call_count, looked)
+        self.assertEqual(found.votes.sum(), (20, 40, 80)[looked - 1])
 
     def test_results_before_a_bad_image_are_not_lost(self):
         for bad in (np.zeros(SHAPE, np.float32), np.full(SHAPE, np.nan, np.float32)):
