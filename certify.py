@@ -4,7 +4,9 @@
 
 Run it after train.py with the same config and workdir. Rows go to certificates.tsv
 in the run directory, the summary to the screen and summary.txt, the curve to
-certified_accuracy.png. A stopped run goes on from the rows it wrote.
+certified_accuracy.png. A stopped run goes on from the rows it wrote. With
+--config.certify.at_radii="(0.05, 0.1)" it stops voting about an image once it knows which
+of these radii are certified, and writes verdicts.tsv instead.
 
 On several processes or hosts, start it once for each, with --distributed where Slurm,
 Open MPI or a TPU tells the processes of each other, else with --coordinator=HOST:PORT,
@@ -18,7 +20,7 @@ import jax
 
 import wsjax
 from wsjax import votes
-from wsjax.runs import cli, cluster, experiment, manifest, report, streams
+from wsjax.runs import cli, cluster, experiment, fewer_votes, manifest, report, streams
 from wsjax.runs import config as configs
 from wsjax.runs.progress import progress
 
@@ -33,9 +35,14 @@ def main(config, workdir):
         examples = experiment.Examples(config["data"], "test")
         indices = experiment.chosen_indices(config["data"], len(examples))
         wsjax.smoothing.check_protocol(**{k: protocol[k] for k in _PROTOCOL})
+        fewer_votes.check(protocol)
         trained = cli.trained_dir(workdir)
         classify = experiment.restore_classifier(config, trained, examples)
         smoothing = experiment.restore_smoothing(config, trained, examples)
+    if protocol["at_radii"]:
+        return fewer_votes.certify_at_radii(
+            config, workdir, examples, indices, classify, smoothing
+        )
     recorded = configs.select(config, "data", "model", "smoothing", "certify")
     identity = {
         "data_checksum": examples.checksum,
@@ -52,32 +59,37 @@ def main(config, workdir):
     run_key = streams.stream_key(config["seed"], streams.CERTIFY)
     path = workdir / report.CERTIFICATES
     with cluster.SharedRows(path, report.CERTIFICATE_COLUMNS, indices) as rows:
-        groups = protocol.pop("groups") or votes.choose_groups(
+        shared = protocol["share_draws"]
+        alone = protocol["max_radius_loss"] > 0  # One image on all devices.
+        groups = int(alone) or protocol["groups"] or votes.choose_groups(
             jax.device_count(),
-            len(rows.todo),
-            (protocol["n0"], protocol["n"]),
+            -(-len(rows.todo) // shared),
+            (shared * protocol["n0"], shared * protocol["n"]),
             protocol["block_size"],
         )
+        batch = groups * shared
         if cluster.leads():
             _log.info("Certifying %d images on %s.", len(indices), manifest.devices())
-        # One key per image: a row does not depend on which others are run.
+        # One key per image, or one for all: a row does not depend on which others are
+        # run.
         pairs = (
-            (jax.random.fold_in(run_key, i), examples.checked(i))
-            for i in rows.until_stopped(rows.todo, every=groups)
+            (
+                run_key if shared > 1 else jax.random.fold_in(run_key, i),
+                examples.checked(i),
+            )
+            for i in rows.until_stopped(rows.todo, every=batch)
         )
-        results = wsjax.certify_each(
-            pairs, classify, smoothing, groups=groups, **protocol
-        )
+        results = fewer_votes.certificates(pairs, classify, smoothing, protocol, groups)
         bar = progress(
             rows.todo, desc="certify", unit="image", disable=not cluster.leads()
         )
         before = time.perf_counter()
         for place, (index, certificate) in enumerate(zip(bar, results)):
-            if place % (groups) == 0:
+            if place % batch == 0:
                 # Images of one batch share its time.
                 now = time.perf_counter()
-                batch = min(groups, len(rows.todo) - place)
-                seconds, before = (now - before) / batch, now
+                count = min(batch, len(rows.todo) - place)
+                seconds, before = (now - before) / count, now
             rows.write(
                 **report.certificate_row(
                     index, examples[index][1], certificate, seconds

@@ -203,9 +203,23 @@ class ResolveTest(chex.TestCase):
     def test_select_takes_the_seed_and_the_blocks(self):
         resolved = config.resolve(least(seed=5))
         self.assertEqual(
-            config.select(resolved, "data", "certify"),
-            {"seed": 5, "data": resolved["data"], "certify": resolved["certify"]},
+            config.select(resolved, "data", "model"),
+            {"seed": 5, "data": resolved["data"], "model": resolved["model"]},
         )
+
+    def test_ways_to_spend_fewer_votes_are_recorded_where_they_are_on(self):
+        off = {"n0", "n", "alpha", "use_runner_up", "block_size", "backend", "groups"}
+        for certify, more in (
+            ({}, ()),
+            ({"first_look": 7, "beta": 0.2}, ()),
+            ({"at_radii": (0.1,)}, ("at_radii", "first_look", "beta")),
+            ({"max_radius_loss": 0.1}, ("max_radius_loss",)),
+            ({"share_draws": 8}, ("share_draws",)),
+        ):
+            resolved = config.resolve(least(certify=certify))
+            selected = config.select(resolved, "certify")["certify"]
+            self.assertEqual(selected.keys(), off | set(more))
+            self.assertEqual(resolved["certify"], {**resolved["certify"], **selected})
 
     def test_suggest_names_the_closest_or_all(self):
         known = ("sigma", "noise")

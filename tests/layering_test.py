@@ -23,8 +23,10 @@ CORE = [
     "gaussian",
     "votes",
     "confidence",
+    "sequential",
     "certificates",
     "smoothing",
+    "verdicts",
     "evaluation",
 ]
 ABOVE_THE_CORE = ["models", "training", "runs", "data", "plots", "attacks", "interop"]
@@ -134,24 +136,39 @@ class ImportTest(parameterized.TestCase):
         self.assertEmpty(wsjax_modules(PACKAGE / f"{name}.py"))
 
     @parameterized.parameters(
-        "noise", "gaussian", "votes", "smoothing", "evaluation", "__init__"
+        "noise",
+        "gaussian",
+        "votes",
+        "smoothing",
+        "verdicts",
+        "evaluation",
+        "__init__",
     )
     def test_the_core_leans_on_the_core_alone(self, name):
         allowed = {*CORE, "_version", *wsjax.__all__}
         self.assertContainsSubset(wsjax_modules(PACKAGE / f"{name}.py"), allowed)
 
+    def test_sequential_decisions_lean_on_bounds_alone(self):
+        self.assertEqual(wsjax_modules(PACKAGE / "sequential.py"), {"confidence"})
+
     def test_votes_know_neither_flows_nor_theorems(self):
         self.assertEmpty(wsjax_modules(PACKAGE / "votes.py"))
 
-    def test_noise_knows_flows_alone(self):
-        self.assertEqual(wsjax_modules(PACKAGE / "noise.py"), {"flow"})
+    def test_noise_knows_flows_and_random_bits_alone(self):
+        self.assertEqual(wsjax_modules(PACKAGE / "noise.py"), {"flow", "fast_random"})
 
     def test_gaussian_laws_know_flows_noise_and_spectra_alone(self):
         found = wsjax_modules(PACKAGE / "gaussian.py")
         self.assertEqual(found, {"flow", "noise", "spectrum"})
 
     def test_statistics_and_theorems_do_not_touch_the_device(self):
-        for name in ("confidence", "certificates", "evaluation", "spectrum"):
+        for name in (
+            "confidence",
+            "sequential",
+            "certificates",
+            "evaluation",
+            "spectrum",
+        ):
             roots = {dotted.split(".")[0] for dotted in imports(PACKAGE / f"{name}.py")}
             self.assertNotIn("jax", roots)
 

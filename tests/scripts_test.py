@@ -15,7 +15,15 @@ from scipy import stats
 
 import wsjax
 from wsjax import confidence, data
-from wsjax.runs import artefact, config, experiment, manifest, report, streams
+from wsjax.runs import (
+    artefact,
+    config,
+    experiment,
+    fewer_votes,
+    manifest,
+    report,
+    streams,
+)
 from wsjax.runs import rows as rows_of_runs
 from wsjax.runs.rows import read_rows
 
@@ -457,6 +465,163 @@ class LearnedNoiseTest(chex.TestCase):
         self.assertFalse((self.folder / "never" / "run.json").exists())
 
 
+AT_RADII = "--config.certify.at_radii=(0.002, 0.005, 0.01)"
+MORE = "--config.certify.n=2000"
+LOSS = "--config.certify.max_radius_loss=0.2"
+# Settings for fewer votes that are refused, and what is said about them.
+REFUSED = {
+    "is not an increasing list of at least one radius; sort it": (
+        "--config.certify.at_radii=(0.01, 0.005)",
+    ),
+    "radius=5 is out of reach of this noise": ("--config.certify.at_radii=(0.01, 5)",),
+    "radius=-0.01 is not a positive finite": ("--config.certify.at_radii=(-0.01,)",),
+    "at_radii=('a',) is not a list of numbers": ("--config.certify.at_radii=('a',)",),
+    "first_look=0 is not a positive": (AT_RADII, "--config.certify.first_look=0"),
+    "beta=0.7 is outside (0, 0.5)": (AT_RADII, "--config.certify.beta=0.7"),
+    "max_radius_loss=0.2 means nothing to certify.at_radii": (AT_RADII, LOSS),
+    "certify.max_radius_loss=1.5 is outside [0, 1)": (
+        "--config.certify.max_radius_loss=1.5",
+    ),
+    "config.certify.n: there 2000, now 400": (AT_RADII,),
+}
+
+
+class FewerVotesTest(chex.TestCase):
+    """One classifier, certified with fewer votes in two ways, in parts and at once."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(folder.cleanup)
+        cls.folder = pathlib.Path(folder.name)
+        cls.config = cls.folder / "tiny_learned.py"
+        cls.config.write_text(LEARNED)
+        cls.whole = cls.folder / "whole"
+        (trained,) = tiny_runs.run_each([cls.case("train.py", cls.whole)])
+        assert trained[0] == 0, trained
+        elsewhere = [f"--trained={cls.whole}", AT_RADII, MORE]
+        stopped = tiny_runs.start(
+            *cls.case("certify.py", cls.folder / "parts", *elsewhere),
+            "--config.data.stride=3",
+            prelude=STOPPED,
+        )
+        cls.stopped = tiny_runs.finish(stopped)
+        cls.stopped_rows = read_rows(cls.folder / "parts" / fewer_votes.VERDICTS)
+        cases = {
+            "whole": cls.case("certify.py", cls.whole, AT_RADII, MORE),
+            "again": cls.case("certify.py", cls.whole, AT_RADII, MORE),
+            "parts": cls.case("certify.py", cls.folder / "parts", *elsewhere),
+            "frugal": cls.case("certify.py", cls.whole, LOSS),
+            **{
+                message: cls.case("certify.py", cls.whole, *more)
+                for message, more in REFUSED.items()
+            },
+        }
+        cls.results = dict(zip(cases, tiny_runs.run_each(cases.values())))
+
+    @classmethod
+    def case(cls, script, workdir, *more):
+        return (script, f"--config={cls.config}", f"--workdir={workdir}", *more)
+
+    def finished(self, name):
+        code, out, err = self.results[name]
+        self.assertEqual(code, 0, err)
+        return out
+
+    def restored(self):
+        settings = config.resolve(tiny_runs.load_config(self.config))
+        examples = experiment.Examples(settings["data"], "test")
+        classify = experiment.restore_classifier(settings, self.whole, examples)
+        smoothing = experiment.restore_smoothing(settings, self.whole, examples)
+        return examples, classify, smoothing
+
+    def test_verdicts_are_what_certify_at_returns(self):
+        self.finished("whole")
+        rows = read_rows(self.whole / fewer_votes.VERDICTS)
+        columns = ["idx", "label", "predict", "radius", "correct", "time"]
+        self.assertEqual(rows.columns[:6], columns)
+        self.assertEqual(rows.ints("idx").tolist(), list(range(16)))
+        examples, classify, smoothing = self.restored()
+        key = streams.stream_key(7, streams.CERTIFY)
+        for index in (1, 5):
+            expected = wsjax.certify_at(
+                jax.random.fold_in(key, index), examples[index][0], classify, smoothing,
+                radii=(0.002, 0.005, 0.01), n0=50, n=2_000, alpha=0.05,
+            )  # fmt: skip
+            for name in ("selection_votes", "votes"):
+                found = rows.votes(name, 10)[index]
+                np.testing.assert_array_equal(found, getattr(expected, name))
+            self.assertEqual(rows.ints("predict")[index], expected.label)
+            self.assertEqual(rows.ints("selected")[index], expected.selected)
+            self.assertEqual(rows.floats("radius")[index], expected.radius)
+        used = rows.votes("votes", 10).sum(1) + rows.votes("selection_votes", 10).sum(1)
+        np.testing.assert_array_equal(rows.ints("n_used"), used)
+        self.assertLess(used.min(), 400)
+        self.assertGreater(rows.floats("radius").max(), 0)
+        right = rows.ints("predict") == rows.ints("label")
+        np.testing.assert_array_equal(rows.ints("correct"), right)
+
+    def test_summary(self):
+        out = self.finished("whole")
+        rows = read_rows(self.whole / fewer_votes.VERDICTS)
+        summary = json.loads((self.whole / "verdicts.json").read_text())
+        right = rows.ints("correct") == 1
+        for radius in (0.002, 0.005, 0.01):
+            share = np.mean(right & (rows.floats("radius") >= radius))
+            self.assertEqual(summary["certified_accuracy"][f"{radius:g}"], share)
+            self.assertIn(f"r>={radius:g}", out)
+            self.assertIn(f"{share:.3f}", out)
+        used = rows.ints("n_used")
+        self.assertEqual(summary["images"], 16)
+        self.assertEqual(summary["mean_votes"], np.mean(used))
+        self.assertEqual(summary["median_votes"], np.median(used))
+        self.assertEqual(summary["votes_at_once"], 2_050)
+        self.assertAlmostEqual(summary["times_fewer"], 2_050 / np.mean(used))
+        self.assertIn("times fewer", (self.whole / "verdicts.txt").read_text())
+
+    def test_stopped_and_resumed_parts_make_the_whole(self):
+        code, _, err = self.stopped
+        self.assertEqual(code, 143, err)
+        self.assertEqual(self.stopped_rows.ints("idx").tolist(), [0, 3, 6])
+        self.finished("parts")
+        self.finished("again")
+        parts = read_rows(self.folder / "parts" / fewer_votes.VERDICTS)
+        whole = read_rows(self.whole / fewer_votes.VERDICTS)
+        for name in set(whole.columns) - {"time"}:
+            self.assertEqual(parts.text(name), whole.text(name), name)
+
+    def test_run_json_has_an_entry_of_its_own(self):
+        self.finished("frugal")
+        entries = manifest.read(self.whole)
+        verdicts = entries["certify at_radii"]["config"]["certify"]
+        self.assertEqual(verdicts["at_radii"], [0.002, 0.005, 0.01])
+        self.assertEqual((verdicts["n"], verdicts["first_look"]), (2_000, 100))
+        self.assertNotIn("at_radii", entries["certify"]["config"]["certify"])
+
+    def test_a_pilot_chooses_the_votes_of_each_row(self):
+        self.finished("frugal")
+        rows = read_rows(self.whole / report.CERTIFICATES)
+        n = rows.ints("n")
+        self.assertGreater(len(set(n)), 1)
+        self.assertLessEqual(n.max(), 400)
+        np.testing.assert_array_equal(rows.votes("votes", 10).sum(axis=1), n)
+        # The report finds the very same radii in the votes.
+        (found,) = report.read_certified(self.whole)
+        np.testing.assert_allclose(found.radii, rows.floats("radius"), rtol=1e-12)
+        np.testing.assert_array_equal(found.certified_labels, rows.ints("predict"))
+        self.assertGreater(found.radii.max(), 0)
+
+    def test_bad_settings_end_with_one_line(self):
+        for message in REFUSED:
+            code, out, err = self.results[message]
+            with self.subTest(message=message):
+                (line,) = (x for x in err.splitlines() if x.startswith("error:"))
+                self.assertIn(message, line)
+                self.assertNotIn("Traceback", out + err)
+                self.assertEqual(code, 1)
+
+
 class ReportTest(chex.TestCase):
     """What the report makes of votes on file, theorem and spread from `run.json`."""
 
@@ -530,6 +695,21 @@ class ReportTest(chex.TestCase):
         bounded = [c.runner_up is not None for c in certificates]
         self.assertEqual(any(bounded), choice != "never")
         self.assertEqual(all(bounded), choice == "always")
+
+    @parameterized.parameters("never", "always", "auto")
+    def test_rows_may_differ_in_their_number_of_votes(self, choice):
+        rng = np.random.default_rng(1)
+        self.votes = [
+            (rng.multinomial(50, shares), rng.multinomial(100 * (1 + n % 7), shares))
+            for n, shares in enumerate(rng.dirichlet(np.full(3, 0.4), 30))
+        ]
+        smoothing = wsjax.make_smoothing("flow_laplace", 0.02, "l2")
+        settings = {"noise": "flow_laplace", "sigma": 0.02, "ground_metric": "l2"}
+        certificates = self.write(smoothing, settings, choice, 0.02)
+        _, tight = report.read_certified(self.folder)
+        self.assert_evaluates(certificates, tight)
+        numbers = read_rows(self.folder / report.CERTIFICATES).ints("n")
+        self.assertEqual(set(numbers), set(range(100, 800, 100)))
 
     @parameterized.parameters("spread", "nothing")
     def test_runs_from_before_there_was_a_spread_have_a_sigma(self, kept):

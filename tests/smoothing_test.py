@@ -1,5 +1,6 @@
 """Tests of wsjax.smoothing."""
 
+import functools
 import inspect
 import math
 from unittest import mock
@@ -14,6 +15,7 @@ from scipy import stats
 from wsjax import certificates, gaussian, make_key, noise, votes
 from wsjax.smoothing import (
     ABSTAIN,
+    NOISES,
     certificate_from_votes,
     certify,
     certify_each,
@@ -258,6 +260,44 @@ class GaussianSmoothingTest(parameterized.TestCase):
             gaussian_smoothing(view, SHAPE, "l1")
         with self.assertRaisesRegex(ValueError, "ground_metric='L1' is not one of"):
             gaussian_smoothing(gaussian.StencilGaussian(0.1), SHAPE, "L1")
+
+
+class ProbabilityForTest(parameterized.TestCase):
+    @parameterized.product(
+        name=NOISES, metric=("l1", "l2"), certificate=("tight", "published")
+    )
+    def test_is_the_least_probability_that_certifies(self, name, metric, certificate):
+        if certificate == "published" and not name.endswith("laplace"):
+            self.skipTest("Nobody published one.")
+        shape = {"image_shape": (4, 5, 1)} if name in GAUSSIAN else {}
+        smooth = make_smoothing(name, 0.1, metric, certificate, **shape)
+        largest = float(smooth.radius(math.nextafter(1.0, 0.0)))
+        for share in (1e-9, 0.001, 0.1, 0.5, 0.9, 0.99, 1.0):
+            p = smooth.probability_for(share * largest)
+            self.assertBetween(p, 0.5, 1.0)
+            self.assertGreaterEqual(smooth.radius(p), share * largest)
+            # Nor is it more than the rounding too high, but next to 1.
+            below = p - max(1e-11 * (p - 0.5), 3e-16)
+            self.assertLess(smooth.radius(below), share * largest)
+
+    @parameterized.parameters(0.01, 0.1, 0.5)
+    def test_inverts_the_formulas(self, radius):
+        laplace = 1 - 0.5 * math.exp(-radius / (0.1 / math.sqrt(2)))
+        self.assertAlmostEqual(LAPLACE.probability_for(radius), laplace, delta=1e-12)
+        smooth = make_smoothing("power_law", 0.1, "l2", image_shape=SHAPE)
+        gauss = stats.norm.cdf(radius * smooth.spread)
+        self.assertAlmostEqual(smooth.probability_for(radius), gauss, delta=1e-12)
+        uniform = make_smoothing("flow_uniform", 1.0, "l1")
+        share = 0.5 + radius / math.sqrt(12)
+        self.assertAlmostEqual(uniform.probability_for(radius), share, delta=1e-12)
+
+    def test_refuses_what_is_no_radius_or_out_of_reach(self):
+        for radius in (0, -0.1, math.inf, math.nan, "0.1", None):
+            with self.assertRaisesRegex(ValueError, "not a positive finite number"):
+                LAPLACE.probability_for(radius)
+        uniform = make_smoothing("flow_uniform", 0.1, "l1")
+        with self.assertRaisesRegex(ValueError, "out of reach.*more than 0.173205"):
+            uniform.probability_for(0.1733)
 
 
 class CheckImageTest(parameterized.TestCase):
@@ -528,12 +568,12 @@ class CertifyEachTest(absltest.TestCase):
         next(results)
         self.assertEqual(taken, [0, 1, 2])
 
-    def on_groups(self, pairs, devices=4, groups=2):
+    def on_groups(self, pairs, devices=4, groups=2, **options):
         if jax.local_device_count() < devices:
             self.skipTest(f"Needs {devices} devices; tests/conftest.py makes eight.")
         counting = {**COUNTING, "devices": jax.local_devices()[:devices]}
         return certify_each(
-            pairs, classify, LAPLACE, groups=groups, **SIZES, **counting
+            pairs, classify, LAPLACE, groups=groups, **SIZES, **counting, **options
         )
 
     def test_groups_of_devices_certify_the_same(self):
@@ -546,6 +586,34 @@ class CertifyEachTest(absltest.TestCase):
             expected = certify(key, image, classify, LAPLACE, **SIZES, **COUNTING)
             for wanted, got in zip(expected, actual, strict=True):
                 np.testing.assert_array_equal(wanted, got)
+
+    def test_images_that_share_draws_are_certified_the_same(self):
+        key, images = make_key(1), [(seed + 1) * IMAGE for seed in range(5)]
+        expected = [
+            certify(key, image, classify, LAPLACE, **SIZES, **COUNTING)
+            for image in images
+        ]
+        pairs = [(key, image) for image in images]
+        by_hand = functools.partial(
+            certify_each, classify=classify, smoothing=LAPLACE, **SIZES
+        )
+
+        # Two stacks and a part of one, on one device and on groups of several.
+        alone = by_hand(pairs, share_draws=2, **COUNTING)
+        grouped = self.on_groups(pairs, share_draws=2)
+
+        for results in (alone, grouped):
+            for wanted, actual in zip(expected, results, strict=True):
+                for number, got in zip(wanted, actual, strict=True):
+                    np.testing.assert_array_equal(number, got)
+
+    def test_images_that_share_draws_share_a_key(self):
+        pairs = [(make_key(seed), IMAGE) for seed in range(2)]
+
+        with self.assertRaisesRegex(ValueError, "need one key"):
+            list(certify_each(pairs, classify, LAPLACE, share_draws=2, **SIZES))
+        with self.assertRaisesRegex(ValueError, "share_draws=0"):
+            list(certify_each(pairs, classify, LAPLACE, share_draws=0, **SIZES))
 
     def test_groups_read_one_batch_ahead(self):
         taken = []

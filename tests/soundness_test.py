@@ -15,7 +15,14 @@ import oracles
 from absl.testing import absltest, parameterized
 from scipy import stats
 
-from wsjax import FlowPlan, certify_each, flow_shape, make_key, make_smoothing
+from wsjax import (
+    FlowPlan,
+    certify_each,
+    certify_each_at,
+    flow_shape,
+    make_key,
+    make_smoothing,
+)
 from wsjax.flow import apply_flow, flow_cost, potential_gradient
 from wsjax.smoothing import certificate_from_votes, prediction_from_votes
 
@@ -250,6 +257,31 @@ class CoverageTest(parameterized.TestCase):
         self.assertLessEqual(failures, oracles.failures_allowed(runs, alpha))
         self.assertGreater(failures, 0.25 * alpha * runs)
         self.assertGreater(len(radii), 0.9 * runs)
+
+    @parameterized.parameters("flow_laplace", "flow_gaussian")
+    def test_verdicts_on_real_draws_fail_at_most_alpha(self, name):
+        alpha, runs, margin = 0.2, 100, 0.08
+        smoothing = smoothing_of(name, 0.1, "l1", shape=(1, 4, 1))
+        image = np.full((1, 4, 1), 0.25, np.float32)
+        weights = np.array([[0.0, 0.0, 1.0, 1.0]], np.float32)[..., None]
+
+        def classify(images):
+            lean = jnp.sum(weights * images, axis=(1, 2, 3)) - 0.5 + margin
+            return jnp.stack([-lean, lean], axis=-1)
+
+        # The margin is the exact radius: the first is true, the others claim too much.
+        radii = (0.5 * margin, 1.0001 * margin, 1.05 * margin, 1.5 * margin)
+        keys = jax.random.split(make_key(3), runs)
+        verdicts = certify_each_at(
+            ((key, image) for key in keys), classify, smoothing, radii=radii, n0=10,
+            n=200, alpha=alpha, first_look=25, devices=jax.local_devices()[:1],
+        )  # fmt: skip
+        found = np.array([verdict.radius for verdict in verdicts])
+
+        failures = np.sum(found > margin)
+        self.assertLessEqual(failures, oracles.failures_allowed(runs, alpha))
+        self.assertGreater(failures, 0)
+        self.assertGreater(np.sum(found == radii[0]), 0.5 * runs)
 
 
 if __name__ == "__main__":

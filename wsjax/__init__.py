@@ -33,6 +33,7 @@ from wsjax.smoothing import (
     predict,
 )
 from wsjax.transport import TransportPlan, exact_distance, flow_from_transport
+from wsjax.verdicts import Verdict, certify_at, certify_each_at, predict_early
 from wsjax.votes import count_votes, count_votes_each
 
 __all__ = [
@@ -50,11 +51,14 @@ __all__ = [
     "Smoothing",
     "StencilGaussian",
     "TransportPlan",
+    "Verdict",
     "__version__",
     "apply_flow",
     "bounded_distance",
     "certify",
+    "certify_at",
     "certify_each",
+    "certify_each_at",
     "count_votes",
     "count_votes_each",
     "divergence",
@@ -69,4 +73,5 @@ __all__ = [
     "normalize_mass",
     "potential_gradient",
     "predict",
+    "predict_early",
 ]

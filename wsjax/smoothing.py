@@ -7,6 +7,8 @@ a radius. Selection and estimation never share a draw, and no label is looked at
 
 import dataclasses
 import itertools
+import math
+import numbers
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -93,6 +95,41 @@ class Smoothing:
           float64 in pixels x fraction of mass, 0 where nothing is certified.
         """
         return self.theorem(p_lower, self.spread, self.ground_metric, runner_up)
+
+    def probability_for(self, radius: float) -> float:
+        """The inverse of `radius`: which probability of a class certifies a radius.
+
+        Every class with a probability above the result (it need not be known how far
+        above) is certified at `radius`, by the theorem about one class alone.
+
+        Args:
+          radius: in `ground_metric`, pixels x fraction of mass; positive.
+
+        Returns:
+          float64 in (1/2, 1): the least at which `self.radius` reaches `radius`, so
+          rounded up.
+
+        Raises:
+          ValueError: `radius` is not positive, or no probability below 1 certifies it.
+        """
+        if not (isinstance(radius, numbers.Real) and 0 < radius < math.inf):
+            raise ValueError(f"radius={radius!r} is not a positive finite number.")
+        # The theorem grows with p, and at 1/2 there is nothing. What rounding does to
+        # its order is harmless: `high` itself always reaches the radius.
+        low, high = 0.5, math.nextafter(1.0, 0.0)
+        largest = float(self.radius(high))
+        if largest < radius:
+            raise ValueError(
+                f"radius={radius!r} is out of reach of this noise: no probability below "
+                f"1 certifies more than {largest:.6g}. Ask for less, or smooth with more "
+                f"noise."
+            )
+        while low < (middle := 0.5 * (low + high)) < high:
+            if self.radius(middle) >= radius:
+                high = middle
+            else:
+                low = middle
+        return high
 
 
 def make_smoothing(
@@ -346,7 +383,7 @@ def predict(
     """
     confidence.check_alpha(alpha)
     check_image(image)
-    counts = _fetch(
+    counts = fetch(
         votes.count_votes(key, image, classify, smoothing.perturb, n=n, **counting), n
     )
     return prediction_from_votes(counts, alpha)
@@ -426,6 +463,7 @@ def certify_each(
     alpha: float,
     use_runner_up: bool | str = "never",
     groups: int | None = None,
+    share_draws: int = 1,
     **counting,
 ) -> Iterator[Certificate]:
     """Certifies images one after another, keeping the devices busy in between.
@@ -435,7 +473,8 @@ def certify_each(
     of `certify` with the same key.
 
     Args:
-      keys_and_images: pairs `(key, image)`; read one ahead, or one for each group.
+      keys_and_images: pairs `(key, image)`; read one batch ahead, which is one image,
+        or `share_draws` of them for each group.
       classify: as in `certify`, and so the others.
       smoothing: see there.
       n0: see there.
@@ -445,15 +484,24 @@ def certify_each(
       groups: how many images to count at a time, each on its own group of devices, as
         in `votes.count_votes_each`. With several processes all of them take part, with
         the same pairs. Default one image at a time on this process's own devices.
+      share_draws: how many images get the same noise, drawn once; all keys must then be
+        equal. Each certificate holds with probability 1 - alpha as before. What they no
+        longer are is independent: more of them can be wrong at once, and less often.
       **counting: see there.
 
     Yields:
       One `Certificate` per pair, in order.
 
     Raises:
-      ValueError: as `certify`, or `groups` does not divide the number of devices.
+      ValueError: as `certify`, `groups` does not divide the number of devices,
+        `share_draws` is no positive whole number, or keys differ that should not.
     """
     check_protocol(n0=n0, n=n, alpha=alpha, use_runner_up=use_runner_up)
+    if int(share_draws) != share_draws or share_draws < 1:
+        raise ValueError(
+            f"share_draws={share_draws!r} is not a positive whole number of images; 1 "
+            f"gives each its own noise."
+        )
     classify = votes.as_argument(classify)
     if groups is not None:
         devices = counting.get("devices") or votes.all_devices()
@@ -461,6 +509,8 @@ def certify_each(
         classify = votes.replicate(classify, devices)
 
     def launch(keys, images):
+        if share_draws > 1:
+            keys, images = _stacks(keys, images, share_draws)
         splits = [jax.random.split(key) for key in keys]
         return tuple(
             count([split[phase] for split in splits], images, trials)
@@ -477,15 +527,16 @@ def certify_each(
             keys, images, classify, smoothing.perturb, groups=groups, **common
         )
 
-    def conclude(selection, estimation):
+    def conclude(images, selection, estimation):
         # One row for each image, or the counts of one image alone.
-        selection, estimation = map(
-            np.atleast_2d, map(np.asarray, (selection, estimation))
-        )
-        for first, second in zip(selection, estimation):
+        rows = [
+            np.reshape(counts, (-1, np.shape(counts)[-1]))[:images]
+            for counts in (selection, estimation)
+        ]
+        for first, second in zip(*rows):
             yield certificate_from_votes(
-                _fetch(first, n0),
-                _fetch(second, n),
+                fetch(first, n0),
+                fetch(second, n),
                 smoothing,
                 alpha=alpha,
                 use_runner_up=use_runner_up,
@@ -496,7 +547,7 @@ def certify_each(
     while True:
         keys, images, failure, launched = [], [], None, None
         try:
-            for key, image in itertools.islice(pairs, groups or 1):
+            for key, image in itertools.islice(pairs, (groups or 1) * share_draws):
                 check_image(image)
                 keys.append(key)
                 images.append(image)
@@ -504,7 +555,7 @@ def certify_each(
             # A bad image does not cost the results of those before it.
             failure = error
         try:
-            launched = launch(keys, images) if keys else None
+            launched = (len(keys), *launch(keys, images)) if keys else None
         except ValueError as error:
             failure = failure or error
         if pending is not None:
@@ -516,6 +567,18 @@ def certify_each(
         if launched is None:
             return
         pending = launched
+
+
+def _stacks(keys, images, size):
+    """Keys and images as stacks of one size; the last image fills up the last one."""
+    if len({np.asarray(jax.random.key_data(key)).tobytes() for key in keys}) > 1:
+        raise ValueError(
+            "Images that share their noise need one key: pass the same one in every "
+            "pair, or share_draws=1."
+        )
+    images = [*images, *images[-1:] * (-len(images) % size)]
+    stacks = [np.stack(images[i : i + size]) for i in range(0, len(images), size)]
+    return keys[:1] * len(stacks), stacks
 
 
 def certificate_from_votes(
@@ -596,8 +659,19 @@ def _bounds_others(use_runner_up, selection_votes, n, smoothing, alpha):
     return with_others > without
 
 
-def _fetch(counts: jax.Array, n: int) -> np.ndarray:
-    """Waits for counts and checks that every draw voted."""
+def fetch(counts: jax.Array, n: int) -> np.ndarray:
+    """Waits for counts and checks that every draw voted.
+
+    Args:
+      counts: `[K]` int of `votes.count_votes`.
+      n: number of draws.
+
+    Returns:
+      `[K]` int, on the host.
+
+    Raises:
+      ValueError: the counts do not sum to `n`: some logits were NaN or infinite.
+    """
     votes_of = np.asarray(counts)
     if votes_of.sum() != n:
         raise ValueError(

@@ -78,6 +78,16 @@ _SCHEMA = {
         "n": Required(int),
         "alpha": Required(float),
         "use_runner_up": "never",  # "always", or "auto": where it promises more.
+        # Not the largest radius, but which of these increasing ones are certified, with
+        # as few votes as that takes (n0 and n at most), by one class alone:
+        "at_radii": (),
+        "beta": 0.0,  # chance of giving up what n votes might certify; 0 for alpha;
+        "first_look": 100,  # votes before the first decision, doubled for the next.
+        # Share of the radius to give away for fewer votes than n; without at_radii.
+        "max_radius_loss": 0.0,
+        # Images that get the same noise, drawn once: faster, and each certificate holds
+        # as before, but their errors are no longer independent.
+        "share_draws": 1,
         "block_size": 250,
         "backend": "pmap",
         "groups": 0,  # Of devices, each with an image of its own; 0 chooses.
@@ -161,8 +171,21 @@ def resolve(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def select(resolved: dict[str, Any], *blocks: str) -> dict[str, Any]:
-    """The part of a resolved config that one script's results depend on."""
-    return {key: resolved[key] for key in ("seed", *blocks)}
+    """The part of a resolved config that one script's results depend on.
+
+    Ways to spend fewer votes and draws are left out where they are off: rows from before there
+    were such settings can be added to.
+    """
+    chosen = {key: resolved[key] for key in ("seed", *blocks)}
+    if "certify" in chosen:
+        certify = chosen["certify"]
+        off = {
+            *(() if certify["at_radii"] else ("at_radii", "beta", "first_look")),
+            *(() if certify["max_radius_loss"] else ("max_radius_loss",)),
+            *(() if certify["share_draws"] != 1 else ("share_draws",)),
+        }
+        chosen["certify"] = {k: v for k, v in certify.items() if k not in off}
+    return chosen
 
 
 def _resolve_block(given, schema, path):

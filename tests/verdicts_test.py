@@ -1,0 +1,436 @@
+"""Tests of wsjax.verdicts."""
+
+import itertools
+import math
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+from absl.testing import absltest, parameterized
+from scipy import stats
+
+from wsjax import make_key, make_smoothing, sequential, verdicts, votes
+from wsjax.smoothing import ABSTAIN, certificate_from_votes, certify_each, predict
+from wsjax.verdicts import (
+    certify_at,
+    certify_each_at,
+    certify_each_frugally,
+    check_radii,
+    predict_each_early,
+    predict_early,
+)
+
+SHAPE = (1, 4, 1)
+IMAGE = np.full(SHAPE, 0.25, np.float32)
+WEIGHTS = np.array([0.0, 0.0, 1.0, 1.0], np.float32).reshape(SHAPE)
+LAPLACE = make_smoothing("flow_laplace", 0.1, "l1")
+COUNTING = {"devices": jax.local_devices()[:1]}
+SIZES = {"n0": 60, "n": 600, "alpha": 0.05, "first_look": 20}
+RADII = (0.03, 0.06, 0.12)
+MARGINS = (-0.1, -0.001, 0.005, 0.05, 0.075, 0.11, 0.3)
+
+
+def classify(images):
+    """On the bright side; the step feels one edge, so the margin is the exact radius.
+
+    A third class never wins.
+    """
+    lean = jnp.sum(WEIGHTS * images, axis=(1, 2, 3)) - 0.5
+    return jnp.stack([-lean, lean, -10 - lean**2], axis=-1)
+
+
+def leaning(margin):
+    """An image that the classifier puts `margin` away from its border."""
+    return IMAGE + np.float32(margin / 2) * (2 * WEIGHTS - 1)
+
+
+def keys(count, seed=0):
+    return list(jax.random.split(make_key(seed), count))
+
+
+PAIRS = list(zip(keys(len(MARGINS)), map(leaning, MARGINS)))
+
+
+@jax.jit
+def many_draws(key, image):
+    noisy = jax.vmap(lambda i: LAPLACE.perturb(jax.random.fold_in(key, i), image))
+    return jnp.argmax(classify(noisy(jnp.arange(1_000))), axis=-1)
+
+
+def draws(key, image, n):
+    """`[n]` the class that each draw votes for."""
+    return np.asarray(many_draws(key, image))[:n]
+
+
+def counted(classes):
+    return np.bincount(classes, minlength=3)
+
+
+class CheckRadiiTest(parameterized.TestCase):
+    def test_gives_the_probabilities_that_certify(self):
+        scale = 0.1 / math.sqrt(2)
+        expected = 1 - 0.5 * np.exp(-np.array(RADII) / scale)
+        np.testing.assert_allclose(check_radii(RADII, LAPLACE), expected, rtol=1e-9)
+
+    @parameterized.parameters(((),), ((0.1, 0.05),), ((0.1, 0.1),))
+    def test_refuses_disorder(self, radii):
+        with self.assertRaisesRegex(ValueError, "not an increasing list"):
+            check_radii(radii, LAPLACE)
+
+    def test_refuses_what_is_no_radius_or_out_of_reach(self):
+        with self.assertRaisesRegex(ValueError, "radius=-0.1 is not a positive"):
+            check_radii((-0.1, 0.1), LAPLACE)
+        uniform = make_smoothing("flow_uniform", 0.1, "l1")
+        with self.assertRaisesRegex(ValueError, "radius=0.2 is out of reach"):
+            check_radii((0.1, 0.2), uniform)
+
+
+class CertifyAtTest(parameterized.TestCase):
+    def expected(self, key, image, radii=RADII):
+        """A verdict worked out radius by radius, on draws made one by one."""
+        key_select, key_estimate = jax.random.split(key)
+        n0, n, alpha = SIZES["n0"], SIZES["n"], SIZES["alpha"]
+        chosen, fresh = draws(key_select, image, n0), draws(key_estimate, image, n)
+        thresholds = [LAPLACE.probability_for(radius) for radius in radii]
+        for t in (20, 40, 60):
+            selection = counted(chosen[:t])
+            first = selection.max()
+            hopeless = sequential.log_evidence_below(first, t - first, thresholds[0])
+            if sequential.leading_class_p_value(
+                selection, n0
+            ) <= alpha or hopeless >= math.log(1 / alpha):
+                break
+        selected = int(selection.argmax())
+        reached, t = 0, 20
+        while reached < len(radii):
+            decision = sequential.decide(
+                int(np.sum(fresh[:t] == selected)), t, thresholds[reached], n=n,
+                alpha=alpha,
+            )  # fmt: skip
+            if decision == sequential.CERTIFIED:
+                reached += 1
+            elif decision == sequential.GIVEN_UP:
+                break
+            else:
+                t = min(2 * t, n)
+        return (
+            selected if reached else ABSTAIN,
+            radii[reached - 1] if reached else 0.0,
+            selected,
+            selection.tolist(),
+            counted(fresh[:t]).tolist(),
+        )
+
+    def found(self, verdict):
+        return (*verdict[:3], verdict[3].tolist(), verdict[4].tolist())
+
+    def test_decides_on_beginnings_of_the_draws(self):
+        found = [
+            self.found(verdict)
+            for verdict in certify_each_at(
+                PAIRS, classify, LAPLACE, radii=RADII, **SIZES, **COUNTING
+            )
+        ]
+        self.assertEqual(found, [self.expected(*pair) for pair in PAIRS])
+        # Something of everything.
+        self.assertEqual({v[1] for v in found}, {0.0, *RADII})
+        used = {sum(v[4]) for v in found}
+        self.assertLess(min(used), 100)
+        self.assertEqual(max(used), 600)
+        self.assertIn(0, [v[0] for v in found])
+
+    def test_one_image_is_as_good_as_many(self):
+        several = certify_each_at(
+            PAIRS, classify, LAPLACE, radii=RADII, **SIZES, **COUNTING
+        )
+        for pair, expected in zip(PAIRS, several, strict=True):
+            alone = certify_at(
+                *pair, classify, LAPLACE, radii=RADII, **SIZES, **COUNTING
+            )
+            self.assertEqual(self.found(alone), self.found(expected))
+
+    @parameterized.parameters(
+        {"block_size": 7},
+        {"devices": jax.local_devices()[:3]},
+        {"devices": jax.local_devices()[:2], "backend": "shard_map"},
+    )
+    def test_blocks_and_devices_change_nothing(self, **counting):
+        pair = PAIRS[4]
+        expected = self.expected(*pair)
+        found = certify_at(
+            *pair, classify, LAPLACE, radii=RADII, **SIZES, **COUNTING | counting
+        )
+        self.assertEqual(self.found(found), expected)
+
+    def test_no_block_is_larger_than_a_share_of_the_first_look(self):
+        sizes = []
+
+        count_votes = votes.count_votes
+
+        def spy(*args, block_size, **kwargs):
+            sizes.append(block_size)
+            return count_votes(*args, block_size=block_size, **kwargs)
+
+        with mock.patch.object(verdicts.votes, "count_votes", spy):
+            for options, expected in (
+                ({}, 20),
+                ({"block_size": 7}, 7),
+                ({"block_size": 1_000}, 20),
+                ({"devices": jax.local_devices()[:3]}, 7),
+            ):
+                sizes.clear()
+                certify_at(
+                    *PAIRS[-1], classify, LAPLACE, radii=RADII, **SIZES,
+                    **COUNTING | options,
+                )  # fmt: skip
+                self.assertEqual(set(sizes), {expected})
+
+    @parameterized.parameters(
+        # Decisions at the looks, for each of three radii: 1 certified, -1 given up.
+        ([(0, 1, 0), (0, 0, 0), (1, 0, -1)], 2, 3),
+        ([(0, 1, 1), (1, 0, 0)], 3, 2),
+        ([(-1, 1, 1)], 0, 1),
+        ([(1, -1, 1)], 1, 1),
+        ([(1, 0, -1), (-1, 1, 0), (0, 0, -1)], 2, 3),
+        ([(1, 1, 1)], 3, 1),
+    )
+    def test_the_smallest_radius_comes_first(self, decisions, reached, looked):
+        with mock.patch.object(
+            verdicts.sequential, "decide", side_effect=list(map(np.array, decisions))
+        ) as decide:
+            found = certify_at(
+                *PAIRS[-1], classify, LAPLACE, radii=RADII, **SIZES, **COUNTING
+            )
+        self.assertEqual(found.radius, (0.0, *RADII)[reached])
+        self.assertEqual(found.label, 1 if reached else ABSTAIN)
+        self.assertEqual(decide.call_count, looked)
+        self.assertEqual(found.votes.sum(), (20, 40, 80)[looked - 1])
+
+    def test_results_before_a_bad_image_are_not_lost(self):
+        for bad in (np.zeros(SHAPE, np.float32), np.full(SHAPE, np.nan, np.float32)):
+            pairs = [*PAIRS[2:5], (make_key(1), bad), *PAIRS[:2]]
+            results = certify_each_at(
+                pairs, classify, LAPLACE, radii=RADII, **SIZES, **COUNTING
+            )
+            for pair in PAIRS[2:5]:
+                self.assertEqual(self.found(next(results)), self.expected(*pair))
+            with self.assertRaisesRegex(ValueError, "all black|NaN"):
+                next(results)
+
+    def test_a_classifier_of_nan_is_refused_after_the_results_before(self):
+        # The images at work beside it take longer than the one that fails.
+        good = [(key, leaning(0.06)) for key in keys(2)]
+        broken = (make_key(2), np.full(SHAPE, 1e-6, np.float32))
+
+        def classify_or_not(images):
+            dim = jnp.sum(images, axis=(1, 2, 3), keepdims=True)[:, 0, 0] < 0.5
+            return jnp.where(dim, jnp.nan, classify(images))
+
+        results = certify_each_at(
+            [*good, broken, *good], classify_or_not, LAPLACE, radii=RADII, **SIZES,
+            **COUNTING,
+        )  # fmt: skip
+        for pair in good:
+            self.assertEqual(self.found(next(results)), self.expected(*pair))
+        with self.assertRaisesRegex(ValueError, "NaN or infinite logits"):
+            next(results)
+
+    def test_no_images_give_no_verdicts_and_few_are_read_ahead(self):
+        options = {"radii": RADII, **SIZES, **COUNTING}
+        self.assertEmpty(list(certify_each_at([], classify, LAPLACE, **options)))
+        read = []
+
+        def pairs():
+            for number in itertools.count():
+                read.append(number)
+                yield PAIRS[-1]
+
+        results = certify_each_at(pairs(), classify, LAPLACE, **options)
+        self.assertEmpty(read)
+        for done in range(1, 6):
+            next(results)
+            self.assertLessEqual(len(read), done + 3)
+
+    @parameterized.parameters(
+        ({"radii": ()}, "not an increasing list"),
+        ({"n": 0}, "n=0 is not a positive whole number"),
+        ({"alpha": 0.95}, "95% confidence is alpha=0.05"),
+        ({"beta": 0.7}, "beta=0.7 is outside"),
+        ({"first_look": 0}, "first_look=0 is not a positive"),
+        ({"n0": -1}, "n0=-1 is not a positive"),
+    )
+    def test_refuses_bad_settings(self, change, message):
+        options = {"radii": RADII, **SIZES, **COUNTING, **change}
+        with self.assertRaisesRegex(ValueError, message):
+            certify_at(*PAIRS[0], classify, LAPLACE, **options)
+
+
+class PredictEarlyTest(parameterized.TestCase):
+    def test_stops_when_the_votes_are_clear(self):
+        n, alpha = 600, 0.05
+        results = predict_each_early(
+            PAIRS, classify, LAPLACE, n=n, alpha=alpha, first_look=20, **COUNTING
+        )
+        used = []
+        for (key, image), found in zip(PAIRS, results, strict=True):
+            classes = draws(key, image, n)
+            for t in (20, 40, 80, 160, 320, 600):
+                counts = counted(classes[:t])
+                p_value = sequential.leading_class_p_value(counts, n)
+                if p_value <= alpha:
+                    break
+            label = int(counts.argmax()) if p_value <= alpha else ABSTAIN
+            self.assertEqual((found.label, found.p_value), (label, p_value))
+            np.testing.assert_array_equal(found.votes, counts)
+            used.append(t)
+            alone = predict_early(
+                key, image, classify, LAPLACE, n=n, alpha=alpha, first_look=20,
+                **COUNTING,
+            )  # fmt: skip
+            np.testing.assert_array_equal(alone.votes, counts)
+            # Clear answers are the same with all votes.
+            at_once = predict(
+                key, image, classify, LAPLACE, n=n, alpha=alpha, **COUNTING
+            )
+            if found.label != ABSTAIN:
+                self.assertEqual(at_once.label, found.label)
+        self.assertEqual((min(used), max(used)), (20, n))
+
+    def test_refuses_bad_settings(self):
+        for change, message in (
+            ({"alpha": 0.6}, "alpha=0.6"),
+            ({"n": 0}, "n=0 is not a positive"),
+            ({"first_look": -1}, "first_look=-1"),
+        ):
+            options = {"n": 10, "alpha": 0.05, **COUNTING, **change}
+            with self.assertRaisesRegex(ValueError, message):
+                predict_early(*PAIRS[0], classify, LAPLACE, **options)
+
+
+class FrugalTest(parameterized.TestCase):
+    @parameterized.parameters("never", "auto")
+    def test_the_selection_votes_choose_how_many_follow(self, use_runner_up):
+        sizes = {"n0": 60, "n": 1_000, "alpha": 0.05}
+        found = list(
+            certify_each_frugally(
+                PAIRS, classify, LAPLACE, max_radius_loss=0.2,
+                use_runner_up=use_runner_up, **sizes, **COUNTING,
+            )
+        )  # fmt: skip
+        numbers = set()
+        for (key, image), certificate in zip(PAIRS, found, strict=True):
+            key_select, key_estimate = jax.random.split(key)
+            selection = counted(draws(key_select, image, 60))
+            n = sequential.choose_n(
+                int(selection.max()), 60, n_max=1_000, radius=LAPLACE.radius,
+                max_loss=0.2, alpha=0.05, pilot_alpha=0.05,
+            )  # fmt: skip
+            fresh = counted(draws(key_estimate, image, n))
+            expected = certificate_from_votes(
+                selection, fresh, LAPLACE, alpha=0.05, use_runner_up=use_runner_up
+            )
+            for one, other in zip(certificate, expected, strict=True):
+                np.testing.assert_array_equal(one, other)
+            numbers.add(n)
+        self.assertGreater(len(numbers), 1)
+
+    def test_hardly_any_loss_takes_the_votes_of_certify(self):
+        sizes = {"n0": 60, "n": 300, "alpha": 0.05, **COUNTING}
+        frugal = certify_each_frugally(
+            PAIRS, classify, LAPLACE, max_radius_loss=1e-9, **sizes
+        )
+        for one, other in zip(
+            frugal, certify_each(PAIRS, classify, LAPLACE, **sizes), strict=True
+        ):
+            # Where nothing can be certified with all votes there is nothing to lose.
+            if other.radius > 0:
+                np.testing.assert_array_equal(one.votes, other.votes)
+                self.assertEqual(one.radius, other.radius)
+
+    @parameterized.parameters(0, -0.1, 1.0)
+    def test_refuses_bad_losses(self, loss):
+        with self.assertRaisesRegex(ValueError, r"outside \(0, 1\)"):
+            next(
+                certify_each_frugally(
+                    PAIRS, classify, LAPLACE, max_radius_loss=loss, n0=9, n=9,
+                    alpha=0.05,
+                )
+            )  # fmt: skip
+
+
+class CoverageTest(parameterized.TestCase):
+    """Shares of wrong verdicts among many, for a classifier of known votes."""
+
+    def verdicts(self, p, runs, seed, certify, **options):
+        rng = np.random.default_rng(seed)
+        with mock.patch.object(
+            verdicts.votes,
+            "count_votes",
+            lambda *_, n, **__: rng.multinomial(n, p),
+        ):
+            pairs = itertools.repeat((make_key(0), IMAGE), runs)
+            return list(certify(pairs, classify, LAPLACE, **options))
+
+    @parameterized.product(
+        p=((0.9, 0.1, 0.0), (0.55, 0.25, 0.2), (0.4, 0.35, 0.25), (0.985, 0.015, 0.0)),
+        below=(0, 3),
+    )
+    def test_too_large_radii_are_certified_with_probability_at_most_alpha(
+        self, p, below
+    ):
+        alpha, runs, (first, *_) = 0.1, 250, p
+        # All of the radii from number `below` on are too large, the first barely.
+        true = max(float(LAPLACE.radius(first)), 1e-4)
+        rising = 1.00001 * true * np.array([1.0, 1.02, 1.1, 1.5])
+        radii = (*(true * np.array([0.5, 0.8, 0.97])[:below]), *rising)
+
+        found = self.verdicts(
+            p, runs, 0, certify_each_at, radii=radii, n0=40, n=400, alpha=alpha,
+            first_look=10,
+        )  # fmt: skip
+
+        # Of a class less likely than 1/2, nothing is true.
+        wrong = sum(
+            v.radius > (true if v.selected == 0 and first > 0.5 else 0) for v in found
+        )
+        self.assertLessEqual(wrong, oracles.failures_allowed(runs, alpha))
+
+    def test_verdicts_do_fail_sometimes(self):
+        # So the test above has something to count.
+        alpha, runs = 0.1, 250
+        true = float(LAPLACE.radius(0.9))
+        found = self.verdicts(
+            (0.9, 0.1), runs, 1, certify_each_at, radii=(1.00001 * true,), n0=40,
+            n=400, alpha=alpha, beta=1e-9, first_look=5,
+        )  # fmt: skip
+        wrong = sum(v.radius > true for v in found)
+        self.assertGreater(wrong, 0.2 * alpha * runs)
+
+    @parameterized.parameters((0.9, 0.1), (0.7, 0.3), (0.985, 0.015))
+    def test_radii_within_reach_are_found(self, *p):
+        alpha, runs = 0.05, 150
+        true = float(LAPLACE.radius(p[0]))
+        found = self.verdicts(
+            p, runs, 2, certify_each_at, radii=(0.3 * true, 0.6 * true), n0=40,
+            n=2_000, alpha=alpha, first_look=10,
+        )  # fmt: skip
+        # Lost to `beta`, at each of two radii, or to a bad selection: about nothing.
+        missed = sum(v.radius < 0.6 * true for v in found)
+        allowed = 2 * alpha + stats.binom.cdf(20, 40, p[0])
+        self.assertLessEqual(missed, oracles.failures_allowed(runs, allowed))
+        self.assertLess(np.mean([v.votes.sum() for v in found]), 1_200)
+
+    @parameterized.parameters((0.34, 0.33, 0.33), (0.5, 0.49, 0.01), (0.52, 0.48, 0.0))
+    def test_predictions_are_wrong_with_probability_at_most_alpha(self, *p):
+        alpha, runs = 0.1, 250
+        found = self.verdicts(
+            p, runs, 3, predict_each_early, n=400, alpha=alpha, first_look=5
+        )
+        wrong = sum(prediction.label > 0 for prediction in found)
+        self.assertLessEqual(wrong, oracles.failures_allowed(runs, alpha))
+
+
+if __name__ == "__main__":
+    absltest.main()
