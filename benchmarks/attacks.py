@@ -140,8 +140,6 @@ def tune(arguments, images, labels, classify):
     cases |= grids(arguments.metric, arguments.scale, arguments.step)
     chosen = {}
     for name, (attack, settings) in cases.items():
-        if name != "flow" and arguments.only and name not in arguments.only:
-            continue
         tried = []
         for one in settings:
             one = dataclasses.replace(one, batch_size=arguments.batch)
@@ -172,7 +170,11 @@ def main():
     parser.add_argument("--scale", type=float, default=0.2)
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--batch", type=int, default=25)
-    parser.add_argument("--only", nargs="*", help='attacks to run, e.g. "flow" "Hu"')
+    parser.add_argument(
+        "--only",
+        nargs="*",
+        help='attacks to run beside the tuned ones, e.g. "flow" "Hu"',
+    )
     parser.add_argument("--step", type=float, default=0.1, help="of a pixel, --tune")
     parser.add_argument("--tune", type=int, default=0, help="images to tune on")
     parser.add_argument("--line-search", action="store_true")
@@ -224,8 +226,8 @@ def classifier(path, image_shape):
         config = manifest.read(pathlib.Path(path))["train"]["config"]
         examples = experiment.Examples(config["data"], "test")
         return experiment.restore_classifier(config, pathlib.Path(path), examples)
-    stored = artefact.load(path)
-    module = models.make_model(**stored.config["model"])
+    stored = artefact.read(pathlib.Path(path))
+    module = models.create(**stored.description["model"])
     return models.classifier(module, stored.variables)
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wsjax import smoothing as smoothed
+from wsjax import verdicts
 from wsjax.votes import as_argument
 
 _NOT_FINITE = -2  # Stands for the answer when a logit is NaN or infinite.
@@ -21,6 +22,7 @@ def make_ask(
     decide: Callable[[jax.Array, jax.Array], np.ndarray] | None,
     n: int,
     alpha: float,
+    early: bool = False,
 ) -> Ask:
     """`(keys [B], images [B, H, W, C]) -> labels [B]` of a classifier.
 
@@ -30,6 +32,8 @@ def make_ask(
       decide: answers in place of both, or None.
       n: votes per answer of a smoothed classifier.
       alpha: its level.
+      early: whether a smoothed classifier answers as soon as its votes are clear
+        (`verdicts.predict_early`), by `n` votes at most.
 
     Returns:
       The function; abstentions are `ABSTAIN`. Keys may be None for a plain classifier.
@@ -41,7 +45,12 @@ def make_ask(
         if decide is not None:
             return np.asarray(decide(keys, jnp.asarray(images)))
         if smoothing is not None:
-            pairs = zip(keys, jnp.asarray(images))
+            pairs = zip(keys, np.asarray(images))
+            if early:
+                answers = verdicts.predict_each_early(
+                    pairs, classify, smoothing, n=n, alpha=alpha
+                )
+                return np.array([answer.label for answer in answers])
             return np.array(
                 [
                     smoothed.predict(*pair, classify, smoothing, n=n, alpha=alpha).label

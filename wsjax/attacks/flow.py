@@ -59,7 +59,8 @@ class FlowAttack:
         counts.
       levels: 255 for a result in whole 8-bit levels, 0 for floats.
       num_samples: noisy copies per gradient (smoothed).
-      num_votes: votes per answer while searching along the segment (smoothed).
+      num_votes: most votes per answer while searching along the segment (smoothed);
+        fewer where they are clear.
       n: votes of the last answer (smoothed).
       alpha: probability that an answer is not the most likely class (smoothed).
       batch_size: images that `classify` gets at a time; noisy copies count.
@@ -179,7 +180,9 @@ def flow_attack(
     key = jax.random.key(0) if key is None else key
     # Asked often, so that luck would have many chances: at a stricter level.
     strict = settings.alpha / 100
-    search = make_ask(classify, smoothing, decide, settings.num_votes, strict)
+    search = make_ask(
+        classify, smoothing, decide, settings.num_votes, strict, early=True
+    )
     verify = make_ask(classify, smoothing, decide, settings.n, settings.alpha)
     classify = as_argument(classify)
     perturb = None if smoothing is None else as_argument(smoothing.perturb)
