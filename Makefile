@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 QUICK := runs/digits
+RESULTS := benchmarks/results
 # Extras that the tests use; `make test EXTRAS=test,torch` adds those of PyTorch files.
 EXTRAS ?= test
 
-.PHONY: quickstart test check format reproduce clean
+.PHONY: quickstart test check format bench reproduce clean
 
 # Train, certify and attack on handwritten digits; five minutes on two cores.
 quickstart: $(VENV)/train.stamp
@@ -19,7 +20,7 @@ quickstart: $(VENV)/train.stamp
 
 # All tests, and the checks of formatting, types and structure.
 test: $(VENV)/$(EXTRAS).stamp check
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n auto --dist loadfile
 
 check: $(VENV)/$(EXTRAS).stamp
 	$(VENV)/bin/ruff format --check .
@@ -29,6 +30,17 @@ check: $(VENV)/$(EXTRAS).stamp
 format: $(VENV)/$(EXTRAS).stamp
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
+
+# Speed and savings, one script per claim, beside PyTorch; results go to benchmarks/results.
+# DATA is the folder of the original MNIST files.
+bench: $(VENV)/bench.stamp
+	$(RUN) benchmarks/throughput.py --out=$(RESULTS)/throughput.jsonl
+	$(RUN) benchmarks/throughput.py --model=resnet18_cifar --image=32,32,3 --n=500 \
+	    --block-size=50 --repeats=3 --only flow_laplace power_law \
+	    --out=$(RESULTS)/throughput.jsonl
+	$(RUN) benchmarks/early_stopping.py --data=$(DATA) --images=200 \
+	    --checkpoint=released/mnist_c0.1.safetensors --out=$(RESULTS)/early_stopping.jsonl
+	$(RUN) benchmarks/scaling.py --out=$(RESULTS)/scaling.jsonl
 
 # The paper's MNIST table from scratch; DATA is the folder of the original files.
 reproduce: $(VENV)/train.stamp
