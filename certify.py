@@ -61,11 +61,15 @@ def main(config, workdir):
     with cluster.SharedRows(path, report.CERTIFICATE_COLUMNS, indices) as rows:
         shared = protocol["share_draws"]
         alone = protocol["max_radius_loss"] > 0  # One image on all devices.
-        groups = int(alone) or protocol["groups"] or votes.choose_groups(
-            jax.device_count(),
-            -(-len(rows.todo) // shared),
-            (shared * protocol["n0"], shared * protocol["n"]),
-            protocol["block_size"],
+        groups = (
+            int(alone)
+            or protocol["groups"]
+            or votes.choose_groups(
+                jax.device_count(),
+                -(-len(rows.todo) // shared),
+                (shared * protocol["n0"], shared * protocol["n"]),
+                protocol["block_size"],
+            )
         )
         batch = groups * shared
         if cluster.leads():
@@ -101,4 +105,4 @@ def main(config, workdir):
 
 
 if __name__ == "__main__":
-    cli.run(main, several_processes=True)
+    cli.run(main, several_processes=True, counts_votes=True)

@@ -79,7 +79,7 @@ def grids(metric, scale, step):
         attacks.HU, ground_metric=metric, slack=0.0, mass_tolerance=1e-3
     )
     wong = attacks.SinkhornAttack(ground_metric=metric, epsilon=scale / 10)
-    wu = attacks.DualAttack(ground_metric=metric, epsilons=radii, early_stop=True)
+    wu = attacks.DualAttack(ground_metric=metric, epsilons=radii)
     return {
         "Hu": (
             attacks.capacity_attack,
@@ -91,7 +91,7 @@ def grids(metric, scale, step):
                     epsilon_growth=growth,
                     projection_iterations=rounds,
                 )
-                for size in (0.003, 0.01, 0.03)
+                for size in (0.01, 0.03, 0.06, 0.12)
                 for growth in (scale / 20, scale / 8)
                 for rounds in (30, 400)
             ],
@@ -115,18 +115,21 @@ def grids(metric, scale, step):
             attacks.dual_attack,
             [
                 dataclasses.replace(
-                    wu, method="frank_wolfe", gamma=gamma, max_steps=steps
+                    wu, method="frank_wolfe", max_steps=steps, early_stop=early
                 )
-                for gamma in (1e-3, 1e-2)
-                for steps in (10, 40)
+                for steps in (10, 40, 120)
+                for early in (False, True)
             ],
         ),
         "Wu projection": (
             attacks.dual_attack,
             [
-                dataclasses.replace(wu, step_size=size, max_steps=steps)
-                for size in (step / 4, step)
-                for steps in (10, 40)
+                dataclasses.replace(
+                    wu, step_size=size, max_steps=steps, early_stop=early
+                )
+                for size in (step, 3 * step)
+                for steps in (10, 40, 120)
+                for early in (False, True)
             ],
         ),
     }

@@ -37,7 +37,7 @@ from rich.table import Table
 
 import wsjax
 from wsjax import gaussian, models, votes
-from wsjax.runs import manifest
+from wsjax.runs import cluster, manifest
 
 SIGMA = 0.01
 SHARED = 10
@@ -45,6 +45,8 @@ SHARED = 10
 
 def main():
     arguments = parse()
+    # As certify.py does: cores work at blocks of their own.
+    jax.config.update("jax_num_cpu_devices", cluster.cores())
     if arguments.memory_of:
         return memory_of(arguments)
     shape = tuple(map(int, arguments.image.split(",")))

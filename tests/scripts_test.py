@@ -479,6 +479,8 @@ REFUSED = {
     "first_look=0 is not a positive": (AT_RADII, "--config.certify.first_look=0"),
     "beta=0.7 is outside (0, 0.5)": (AT_RADII, "--config.certify.beta=0.7"),
     "max_radius_loss=0.2 means nothing to certify.at_radii": (AT_RADII, LOSS),
+    "certify.share_draws=0 is not a positive": ("--config.certify.share_draws=0",),
+    "needs certify.share_draws=1": (AT_RADII, "--config.certify.share_draws=2"),
     "certify.max_radius_loss=1.5 is outside [0, 1)": (
         "--config.certify.max_radius_loss=1.5",
     ),
@@ -513,6 +515,12 @@ class FewerVotesTest(chex.TestCase):
             "again": cls.case("certify.py", cls.whole, AT_RADII, MORE),
             "parts": cls.case("certify.py", cls.folder / "parts", *elsewhere),
             "frugal": cls.case("certify.py", cls.whole, LOSS),
+            "shared": cls.case(
+                "certify.py",
+                cls.folder / "shared",
+                f"--trained={cls.whole}",
+                "--config.certify.share_draws=3",
+            ),
             **{
                 message: cls.case("certify.py", cls.whole, *more)
                 for message, more in REFUSED.items()
@@ -535,6 +543,19 @@ class FewerVotesTest(chex.TestCase):
         classify = experiment.restore_classifier(settings, self.whole, examples)
         smoothing = experiment.restore_smoothing(settings, self.whole, examples)
         return examples, classify, smoothing
+
+    def test_images_that_share_draws_are_certified_under_one_key(self):
+        self.finished("shared")
+        rows = read_rows(self.folder / "shared" / report.CERTIFICATES)
+        self.assertEqual(rows.ints("idx").tolist(), list(range(16)))
+        examples, classify, smoothing = self.restored()
+        key = streams.stream_key(7, streams.CERTIFY)
+        for index in (0, 7, 15):
+            expected = wsjax.certify(
+                key, examples[index][0], classify, smoothing, n0=50, n=400, alpha=0.05
+            )
+            found = rows.votes("votes", 10)[index]
+            np.testing.assert_array_equal(found, expected.votes)
 
     def test_verdicts_are_what_certify_at_returns(self):
         self.finished("whole")

@@ -117,30 +117,6 @@ class CountVotesTest(parameterized.TestCase):
         expected = [by_hand(key, range(45), image=image) for image in images]
         np.testing.assert_array_equal(together, expected)
 
-    def test_noise_of_a_stack_is_drawn_once(self):
-        # A law that counts: its draws are an argument of the host.
-        drawn = []
-
-        def counting(key, image):
-            noise = jax.random.uniform(key, image.shape, image.dtype)
-            jax.debug.callback(lambda x: drawn.append(x.shape), noise)
-            return image + noise
-
-        jax.block_until_ready(
-            count_votes(
-                make_key(0),
-                np.ones((5, *SHAPE), np.float32),
-                classify,
-                counting,
-                n=4,
-                block_size=20,
-                devices=jax.local_devices()[:1],
-            )
-        )
-        jax.effects_barrier()
-
-        self.assertLen(drawn, 4)
-
     def test_default_devices_are_all_and_other_images_do_not_matter(self):
         key = make_key(5)
 

@@ -304,30 +304,31 @@ def _block_votes(first, end, size, num_classes, classify, perturb, keys_from, im
     under one key draws it once.
     """
     draws = first + jnp.arange(size, dtype=jnp.int32)
-    stacked = image.ndim == 4
 
-    def copy(draw):
-        key = jax.random.fold_in(keys_from, draw)
-        return (jax.vmap(perturb, (None, 0)) if stacked else perturb)(key, image)
+    def copies_of(draws):
+        keys = jax.vmap(lambda draw: jax.random.fold_in(keys_from, draw))(draws)
+        of_one = jax.vmap(perturb, (0, None))
+        if image.ndim == 3:
+            return of_one(keys, image)
+        # Noise is the same for all, so XLA takes it out of the loop. Mapped over at
+        # once, it would be merged into the sum with every image and made again.
+        return jax.lax.map(lambda one: of_one(keys, one), image)
+
+    def never(draws):
+        zeros = jnp.zeros_like(image)[..., None, :, :, :]
+        return zeros + (0 * draws).astype(image.dtype).reshape(-1, 1, 1, 1)
 
     # XLA merges cheap steps of the noise into whatever reads it, and makes the random
     # bits anew for every reader. It does not look into a branch; this one is always
     # taken, which it cannot know.
-    nothing = (0 * draws).astype(image.dtype)
-    copies = jax.lax.cond(
-        first < end,
-        jax.vmap(copy),
-        lambda draws: jnp.zeros_like(image) + nothing.reshape(-1, *[1] * image.ndim),
-        draws,
-    )
+    copies = jax.lax.cond(first < end, copies_of, never, draws)
     logits = classify(copies.reshape(-1, *image.shape[-3:]))
-    logits = logits.reshape(size, *image.shape[:-3], num_classes)
-    counted = (draws < end).reshape(-1, *[1] * stacked)
-    valid = counted & jnp.all(jnp.isfinite(logits), axis=-1)
+    logits = logits.reshape(*image.shape[:-3], size, num_classes)
+    valid = (draws < end) & jnp.all(jnp.isfinite(logits), axis=-1)
     winners = jnp.argmax(logits, axis=-1)
     # Comparing beats scattering on every backend at these sizes.
     hits = winners[..., None] == jnp.arange(num_classes, dtype=winners.dtype)
-    return jnp.sum(hits & valid[..., None], axis=0, dtype=jnp.int32)
+    return jnp.sum(hits & valid[..., None], axis=-2, dtype=jnp.int32)
 
 
 def _no_votes(image, num_classes):

@@ -156,6 +156,13 @@ def _why_not_joined(error):
     return f"The processes could not join: {error}"
 
 
+def cores() -> int:
+    """How many CPU cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def several() -> bool:
     """Whether this run has several processes."""
     # Without having joined, the question alone would start JAX's backend.

@@ -84,6 +84,11 @@ def check(protocol: dict[str, Any]) -> None:
             f"certify.at_radii={radii!r} is not a list of numbers, e.g. "
             f'--config.certify.at_radii="(0.05, 0.1)".'
         )
+    if protocol["share_draws"] < 1:
+        raise ValueError(
+            f"certify.share_draws={protocol['share_draws']} is not a positive number of "
+            f"images; 1 gives each its own noise."
+        )
     if (radii or loss) and (protocol["share_draws"] > 1 or cluster.several()):
         setting = "at_radii" if radii else "max_radius_loss"
         raise ValueError(
