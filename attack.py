@@ -112,4 +112,4 @@ def attack(workdir, case, config, examples, indices, classify, smoothing, settin
 
 
 if __name__ == "__main__":
-    cli.run(main, counts_votes=True)
+    cli.run(main)

@@ -23,7 +23,7 @@ from rich.table import Table
 
 import wsjax
 from wsjax import data, models, smoothing, verdicts
-from wsjax.runs import artefact, cluster, manifest
+from wsjax.runs import artefact, cli, manifest
 
 
 def main():
@@ -44,8 +44,7 @@ def main():
     parser.add_argument("--block-size", type=int, default=250)
     parser.add_argument("--out", type=pathlib.Path)
     arguments = parser.parse_args()
-    # As certify.py does: cores work at blocks of their own.
-    jax.config.update("jax_num_cpu_devices", cluster.cores())
+    cli.one_cpu_device_per_core()
     if (arguments.workdir is None) == (arguments.checkpoint is None):
         parser.error("name one of --workdir and --checkpoint")
     path = arguments.checkpoint or arguments.workdir / artefact.NAME

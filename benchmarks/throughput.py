@@ -37,16 +37,15 @@ from rich.table import Table
 
 import wsjax
 from wsjax import gaussian, models, votes
-from wsjax.runs import cluster, manifest
+from wsjax.runs import cli, manifest
 
 SIGMA = 0.01
-SHARED = 10
+SHARED = 25
 
 
 def main():
     arguments = parse()
-    # As certify.py does: cores work at blocks of their own.
-    jax.config.update("jax_num_cpu_devices", cluster.cores())
+    cli.one_cpu_device_per_core()
     if arguments.memory_of:
         return memory_of(arguments)
     shape = tuple(map(int, arguments.image.split(",")))

@@ -44,6 +44,9 @@ def white_as_key(dtype=np.float64):
 
     with (
         mock.patch.object(gaussian, "standard_normal", given),
+        mock.patch.object(
+            gaussian, "normal_at", lambda white, at, dtype: white.ravel()[at]
+        ),
         mock.patch.object(noise, "_words", given),
         mock.patch.object(noise.fast_random, "bits_at", lambda white, at, _: white[at]),
         mock.patch.object(noise.FlowGaussian, "standard", staticmethod(as_they_are)),

@@ -42,11 +42,12 @@ def bits_at(key: jax.Array, positions: np.ndarray, bit_width: int = 32) -> jax.A
 
     Args:
       key: used up by this call.
-      positions: `[n]` uint32, row-major positions in the array, in any order.
+      positions: uint32 array, row-major positions in that array, in any order.
       bit_width: 32 or 64.
 
     Returns:
-      `[n]` uint32 or uint64: `jax.random.bits(key, (size,), ...)[positions]`.
+      uint32 or uint64 of the shape of `positions`:
+      `jax.random.bits(key, (size,), ...)[positions]`.
     """
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)

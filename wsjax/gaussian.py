@@ -26,7 +26,13 @@ import numpy as np
 
 from wsjax import spectrum
 from wsjax.flow import flow_shape, image_mass
-from wsjax.noise import FlowGaussian, IidNoise, NoiseLaw, standard_normal
+from wsjax.noise import (
+    FlowGaussian,
+    IidNoise,
+    NoiseLaw,
+    normal_at,
+    standard_normal,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,9 +49,20 @@ class StencilGaussian(IidNoise):
 
     def sample(self, key: jax.Array, image_shape: tuple[int, ...], dtype) -> jax.Array:
         flow_shape(image_shape)
-        white = self.scale * standard_normal(key, image_shape, dtype)
-        around = sum(jnp.roll(white, step, axis) for axis in (0, 1) for step in (-1, 1))
-        return 4.0 * white - around
+        # The border is drawn again on the other side: neighbours are then slices.
+        white = normal_at(key, _wrapped_positions(tuple(image_shape)), dtype)
+        inner, low, high = slice(1, -1), slice(None, -2), slice(2, None)
+        around = (white[low, inner] + white[high, inner]) + (
+            white[inner, low] + white[inner, high]
+        )
+        return self.scale * (4.0 * white[inner, inner] - around)
+
+
+@functools.cache
+def _wrapped_positions(image_shape):
+    """`[H + 2, W + 2, C]`: positions of pixels, and of those beyond the border."""
+    inside = np.arange(math.prod(image_shape), dtype=np.uint32).reshape(image_shape)
+    return np.pad(inside, ((1, 1), (1, 1), (0, 0)), mode="wrap")
 
 
 class _ByValue(NoiseLaw):

@@ -60,6 +60,24 @@ def standard_normal(key: jax.Array, shape: tuple[int, ...], dtype) -> jax.Array:
     return _normal(_words(key, shape, dtype))
 
 
+def normal_at(key: jax.Array, positions: np.ndarray, dtype) -> jax.Array:
+    """What `standard_normal` has at given positions of an array.
+
+    Args:
+      key: used up by this call.
+      positions: uint32 array, row-major positions, in any order and number.
+      dtype: float32 or float64.
+
+    Returns:
+      Array of the shape of `positions` and of `dtype`.
+
+    Raises:
+      ValueError: `dtype` is another type.
+    """
+    bits = 8 * _checked_dtype(dtype).itemsize
+    return _normal(fast_random.bits_at(key, positions, bits))
+
+
 def _words(key, shape, dtype):
     """Random bits: as many in each word as `dtype` has."""
     return jax.random.bits(key, shape, f"uint{8 * _checked_dtype(dtype).itemsize}")
@@ -83,8 +101,12 @@ def _normal(words, divisor=1.0):
 def _uniform(words, divisor=1.0):
     # The highest bits alone, so that every value is exact.
     bits = jnp.finfo(_float_of(words)).nmant
-    steps = (words >> (8 * words.dtype.itemsize - bits)).astype(_float_of(words))
-    return (steps * 2.0 ** (1 - bits) - 1) / divisor
+    steps = words >> (8 * words.dtype.itemsize - bits)
+    # By way of signed integers, which every processor converts at once.
+    steps = steps.astype(f"int{8 * words.dtype.itemsize}").astype(_float_of(words))
+    value = steps * 2.0 ** (1 - bits) - 1
+    # A divisor that is known beforehand would be turned into a factor.
+    return jnp.abs(value) / (jnp.where(value < 0, -1.0, 1.0) * divisor)
 
 
 def _float_of(words):

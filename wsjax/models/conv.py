@@ -71,38 +71,41 @@ class ConvSmall(nn.Module):
 def _by_rows_on_cpu(images, kernel, strides, padding, **options):
     """A 4 x 4 convolution of stride 2 and padding 1, by matrix products on a CPU.
 
-    A convolution of one channel has products too small to be fast there. All pixels of
-    four rows against a banded matrix do seven times the arithmetic in half the time
-    (measured on AVX2). The arguments are those of `jax.lax.conv_general_dilated`.
+    A convolution of one channel has products too small to be fast there. Half of the
+    pixels of four rows against a banded matrix do four times the arithmetic in a third
+    of the time (measured on AVX2). The arguments are those of
+    `jax.lax.conv_general_dilated`.
     """
 
     def as_it_is(images, kernel):
         return jax.lax.conv_general_dilated(images, kernel, strides, padding, **options)
 
     shape = (tuple(strides), tuple(map(tuple, padding)), kernel.shape[:3])
-    if shape != ((2, 2), ((1, 1), (1, 1)), (4, 4, 1)) or images.shape[1] % 2:
+    _, height, width, _ = images.shape
+    if shape != ((2, 2), ((1, 1), (1, 1)), (4, 4, 1)) or height % 2 or width % 4:
         return as_it_is(images, kernel)
     return jax.lax.platform_dependent(images, kernel, cpu=_by_rows, default=as_it_is)
 
 
 def _by_rows(images, kernel):
-    """`[B, H, W, 1]` by `[4, 4, 1, K]` to `[B, H // 2, W // 2, K]`; H is even."""
+    """`[B, H, W, 1]` by `[4, 4, 1, K]` to `[B, H // 2, W // 2, K]`."""
     count, height, width, _ = images.shape
-    out, channels = width // 2, kernel.shape[-1]
-    band = jnp.einsum("xod,rdk->rxok", _taps(width), kernel[:, :, 0])
-    none = jnp.zeros((count, 1, width), images.dtype)
-    padded = jnp.concatenate([none, images[..., 0], none], axis=1)
-    pairs = padded.reshape(count, height // 2 + 1, 2 * width)
-    fours = jnp.concatenate([pairs[:, :-1], pairs[:, 1:]], axis=-1)
-    rows = fours.reshape(-1, 4 * width) @ band.reshape(4 * width, out * channels)
-    return rows.reshape(count, height // 2, out, channels)
+    out, channels, seen = width // 4, kernel.shape[-1], width // 2 + 2
+    band = jnp.einsum("xod,rdk->rxok", _taps(seen, out), kernel[:, :, 0])
+    padded = jnp.pad(images[..., 0], ((0, 0), (1, 1), (1, 1)))
+    pairs = padded.reshape(count, height // 2 + 1, 2, width + 2)
+    halves = jnp.stack([pairs[..., :seen], pairs[..., -seen:]], axis=2)
+    halves = halves.reshape(count, height // 2 + 1, 2, 2 * seen)
+    fours = jnp.concatenate([halves[:, :-1], halves[:, 1:]], axis=-1)
+    rows = fours.reshape(-1, 4 * seen) @ band.reshape(4 * seen, out * channels)
+    return rows.reshape(count, height // 2, 2 * out, channels)
 
 
 @functools.cache
-def _taps(width):
-    """`[W, W // 2, 4]`: one where a column is the d-th that an output looks at."""
-    x, o, d = np.ogrid[:width, : width // 2, :4]
-    return (x == 2 * o + d - 1).astype(np.float32)
+def _taps(seen, out):
+    """`[seen, out, 4]`: one where a column is the d-th that an output looks at."""
+    x, o, d = np.ogrid[:seen, :out, :4]
+    return (x == 2 * o + d).astype(np.float32)
 
 
 def in_unit(images: jax.Array, unit: str) -> jax.Array:
