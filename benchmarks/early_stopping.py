@@ -65,6 +65,7 @@ def main():
                     "settings": {
                         key: value if isinstance(value, (int, float)) else str(value)
                         for key, value in vars(arguments).items()
+                        if key not in ("data", "workdir", "checkpoint", "out")
                     },
                     "kappa": smooth.spread,
                     "versions": manifest.versions(),
