@@ -17,6 +17,7 @@ import wsjax
 from wsjax import confidence, data
 from wsjax.runs import (
     artefact,
+    cluster,
     config,
     experiment,
     fewer_votes,
@@ -160,13 +161,15 @@ class ScriptsTest(chex.TestCase):
         entries = manifest.read(self.whole)
         resolved = config.resolve(tiny_runs.load_config(self.config))
         resolved["model"]["widths"] = list(resolved["model"]["widths"])
-        for script, split in (("train", "train"), ("certify", "test")):
+        # Certification has a device for each core.
+        cases = (("train", "train", 1), ("certify", "test", cluster.cores()))
+        for script, split, devices in cases:
             entry = entries[script]
             blocks = ("data", "model", "smoothing", script)
             self.assertEqual(entry["config"], config.select(resolved, *blocks))
             self.assertEqual(entry["seed"], 7)
             self.assertEqual(entry["versions"]["jax"], jax.__version__)
-            self.assertEqual(entry["devices"][0], "1 x cpu")
+            self.assertEqual(entry["devices"][0], f"{devices} x cpu")
             checksum = data.load("digits", split).checksum
             self.assertEqual(entry["data_checksum"], checksum)
             self.assertEqual(entry["command"][0], f"{script}.py")
