@@ -304,7 +304,20 @@ LEARNED = textwrap.dedent(
 )
 
 
-class LearnedNoiseTest(chex.TestCase):
+class _OneConfig(chex.TestCase):
+    """Runs of the scripts with one config file, `config`; `results` by name."""
+
+    @classmethod
+    def case(cls, script, workdir, *more):
+        return (script, f"--config={cls.config}", f"--workdir={workdir}", *more)
+
+    def finished(self, name):
+        code, out, err = self.results[name]
+        self.assertEqual(code, 0, err)
+        return out
+
+
+class LearnedNoiseTest(_OneConfig):
     """Train, certify, report and attack with noise that is learned."""
 
     @classmethod
@@ -353,15 +366,6 @@ class LearnedNoiseTest(chex.TestCase):
             ),
         }
         cls.results = dict(zip(cases, tiny_runs.run_each(cases.values())))
-
-    @classmethod
-    def case(cls, script, workdir, *more):
-        return (script, f"--config={cls.config}", f"--workdir={workdir}", *more)
-
-    def finished(self, name):
-        code, out, err = self.results[name]
-        self.assertEqual(code, 0, err)
-        return out
 
     def test_certifying_waits_for_the_end_of_training(self):
         code, out, err = self.results["too_early"]
@@ -491,7 +495,7 @@ REFUSED = {
 }
 
 
-class FewerVotesTest(chex.TestCase):
+class FewerVotesTest(_OneConfig):
     """One classifier, certified with fewer votes in two ways, in parts and at once."""
 
     @classmethod
@@ -530,15 +534,6 @@ class FewerVotesTest(chex.TestCase):
             },
         }
         cls.results = dict(zip(cases, tiny_runs.run_each(cases.values())))
-
-    @classmethod
-    def case(cls, script, workdir, *more):
-        return (script, f"--config={cls.config}", f"--workdir={workdir}", *more)
-
-    def finished(self, name):
-        code, out, err = self.results[name]
-        self.assertEqual(code, 0, err)
-        return out
 
     def restored(self):
         settings = config.resolve(tiny_runs.load_config(self.config))

@@ -18,6 +18,8 @@ from jax.extend import random as extend_random
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = np.uint32(0x1BD11BDA)
 
+_THREEFRY = "threefry2x32"  # JAX's name of its default generator.
+
 
 def make_key(seed: int) -> jax.Array:
     """The key `jax.random.key(seed)`, with the fastest equal generator in place.
@@ -57,9 +59,6 @@ def bits_at(key: jax.Array, positions: np.ndarray, bit_width: int = 32) -> jax.A
         return _joined(high, low, bit_width)
     dtype = jnp.dtype(f"uint{bit_width}")
     return jax.random.bits(key, (int(np.max(positions)) + 1,), dtype)[positions]
-
-
-_THREEFRY = "threefry2x32"
 
 
 def _threefry(key, high, low):

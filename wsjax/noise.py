@@ -74,13 +74,16 @@ def normal_at(key: jax.Array, positions: np.ndarray, dtype) -> jax.Array:
     Raises:
       ValueError: `dtype` is another type.
     """
-    bits = 8 * _checked_dtype(dtype).itemsize
-    return _normal(fast_random.bits_at(key, positions, bits))
+    return _normal(fast_random.bits_at(key, positions, _word_size(dtype)))
 
 
 def _words(key, shape, dtype):
     """Random bits: as many in each word as `dtype` has."""
-    return jax.random.bits(key, shape, f"uint{8 * _checked_dtype(dtype).itemsize}")
+    return jax.random.bits(key, shape, f"uint{_word_size(dtype)}")
+
+
+def _word_size(dtype):
+    return 8 * _checked_dtype(dtype).itemsize
 
 
 # Each turns words into variables over a divisor, as the last thing it does: a division
@@ -295,8 +298,7 @@ class FlowNoise(IidNoise):
         # and, behind that, from the left. Then every pixel's balance is four slices of
         # one vector, three times as fast as shifted arrays on a CPU.
         positions, divisor = _bordered_layout(tuple(image_shape))
-        bits = 8 * _checked_dtype(dtype).itemsize
-        words = fast_random.bits_at(key, positions, bits)
+        words = fast_random.bits_at(key, positions, _word_size(dtype))
         into = self.standard(words, jnp.asarray(divisor, dtype))
         height, width, channels = image_shape
         pixels, row = height * width * channels, width * channels
