@@ -174,7 +174,7 @@ def ours(arguments, image, classify):
     stack = np.stack([image] * SHARED)
     cases[f"shared by {SHARED}: flow_laplace"] = (
         SHARED * arguments.n,
-        run(stack, law.perturb),
+        run(stack, votes.Addition(law)),
     )
     return cases
 

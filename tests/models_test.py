@@ -12,7 +12,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from scipy import stats
 
-from wsjax import models
+from wsjax import make_key, models, votes
 from wsjax.noise import FlowLaplace
 
 # Small networks of every kind: a stem of each sort, strides, shortcuts, bottlenecks.
@@ -256,6 +256,69 @@ class UnitTest(chex.TestCase):
         module, images = small(name, unit="masses"), some_images()
         with self.assertRaisesRegex(ValueError, "unit='masses'.*'pixels', 'mass'"):
             jax.eval_shape(module.init, jax.random.key(0), images)
+
+
+class StepsTest(chex.TestCase):
+    @parameterized.product(
+        name=("conv_small", "mlp"),
+        unit=("pixels", "mass"),
+        # Windows fit or hang over, with one channel and several.
+        shape=((3, 12, 8, 1), (3, 12, 8, 3), (3, 10, 12, 1), (3, 9, 11, 3)),
+    )
+    def test_rest_of_first_is_the_network(self, name, unit, shape):
+        module = small(name, unit=unit)
+        images = some_images(shape)
+        variables = random_variables(module, images)
+
+        features = run(module, variables, images, method="first")
+        actual = run(module, variables, features, method="rest")
+
+        expected = run(module, variables, images)
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+
+    def test_one_convolution_alone_has_steps_too(self):
+        module = small("conv_small", widths=(3,))
+        images = some_images((2, 8, 8, 1))
+        variables = random_variables(module, images)
+
+        features = run(module, variables, images, method="first")
+        actual = run(module, variables, features, method="rest")
+
+        expected = run(module, variables, images)
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+
+    @parameterized.product(name=("conv_small", "mlp"), unit=("pixels", "mass"))
+    def test_first_is_linear(self, name, unit):
+        module = small(name, unit=unit)
+        images, others = some_images((2, 8, 12, 1)), some_images((2, 8, 12, 1), seed=1)
+        variables = random_variables(module, images)
+        first = functools.partial(run, module, variables, method="first")
+
+        actual = first(images - 3 * others)
+
+        expected = jax.tree.map(lambda x, y: x - 3 * y, first(images), first(others))
+        chex.assert_trees_all_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+    @parameterized.product(name=("conv_small", "mlp"), unit=("pixels", "mass"))
+    def test_images_that_share_noise_get_the_votes_of_their_own(self, name, unit):
+        module = small(name, unit=unit)
+        stack = some_images((3, 12, 8, 1))
+        variables = random_variables(module, stack)
+        # Without the biases all draws would vote for one class.
+        variables = jax.tree.map(lambda x: x - 0.5 * (x.ndim == 1), variables)
+        classify = models.classifier(module, variables)
+        count = functools.partial(
+            votes.count_votes, make_key(0), classify=classify, n=400
+        )
+        law = FlowLaplace(0.05)
+
+        actual = count(stack, perturb=votes.Addition(law))
+
+        for row, image in zip(actual, stack, strict=True):
+            expected = count(image, perturb=law.perturb)
+            # Up to ties within rounding, of which there are hardly any.
+            self.assertLessEqual(np.abs(row - expected).sum(), 2)
+            self.assertGreater(np.sum(np.asarray(row) > 0), 1)
 
 
 class StandardisationTest(chex.TestCase):

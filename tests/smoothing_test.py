@@ -262,6 +262,28 @@ class GaussianSmoothingTest(parameterized.TestCase):
             gaussian_smoothing(gaussian.StencilGaussian(0.1), SHAPE, "L1")
 
 
+class PartsTest(parameterized.TestCase):
+    IMAGE = np.random.default_rng(2).uniform(size=(4, 5, 1))
+
+    @parameterized.parameters("flow_laplace", "pixel_laplace", *GAUSSIAN)
+    def test_parts_add_up_to_the_noisy_copy(self, name):
+        smoothing = make_smoothing(name, 0.1, "l1", image_shape=self.IMAGE.shape)
+        key = make_key(3)
+
+        noise = smoothing.added(key, self.IMAGE.shape, self.IMAGE.dtype)
+        copy = smoothing.picture(self.IMAGE) + smoothing.strength(self.IMAGE) * noise
+
+        np.testing.assert_allclose(copy, smoothing.perturb(key, self.IMAGE), rtol=1e-6)
+        np.testing.assert_array_equal(smoothing.picture(self.IMAGE), self.IMAGE)
+        self.assertGreater(np.abs(copy - self.IMAGE).min(), 0)
+
+    def test_pictures_are_of_the_certified_shape(self):
+        smoothing = make_smoothing("power_law", 0.1, "l1", image_shape=(4, 6, 1))
+
+        with self.assertRaisesRegex(ValueError, r"images of shape \(4, 6, 1\), not"):
+            smoothing.picture(self.IMAGE)
+
+
 class ProbabilityForTest(parameterized.TestCase):
     @parameterized.product(
         name=NOISES, metric=("l1", "l2"), certificate=("tight", "published")

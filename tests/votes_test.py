@@ -1,5 +1,6 @@
 """Tests of wsjax.votes."""
 
+import dataclasses
 import functools
 
 import chex
@@ -462,6 +463,114 @@ class ErrorsTest(parameterized.TestCase):
     def test_refuses_what_cannot_be_called(self):
         with self.assertRaisesRegex(TypeError, "Expected a callable, got ndarray"):
             count_votes(make_key(0), IMAGE, np.ones(3), perturb, n=10)
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """Additive noise in steps of 1/4, so that sums in any order are exact."""
+
+    def perturb(self, key, image):
+        return self.picture(image) + self.strength(image) * self.added(
+            key, image.shape, image.dtype
+        )
+
+    def picture(self, image):
+        return 2 * image
+
+    def strength(self, image):
+        return image[0, 0, 0]
+
+    def added(self, key, image_shape, dtype):
+        return jax.random.randint(key, image_shape, -8, 9).astype(dtype) / 4
+
+
+class Steps:
+    """Logits in two steps, of which the first is linear."""
+
+    def __call__(self, weights, images):
+        return self.rest(weights, self.first(weights, images))
+
+    def first(self, weights, images):
+        flat = images.reshape(len(images), -1)
+        return {"some": flat[:, :CLASSES] * weights, "other": flat[:, -1]}
+
+    def rest(self, weights, features):
+        return jnp.abs(features["some"]) - features["other"][:, None] ** 2 * weights
+
+
+class StepsTest(parameterized.TestCase):
+    stack = np.random.default_rng(5).integers(1, 9, (3, *SHAPE)).astype(np.float32) / 4
+    weights = np.float32([1, 2, -1, 3])
+
+    def classifier(self, steps=Steps):
+        return jax.tree_util.Partial(steps(), self.weights)
+
+    @parameterized.product(devices=(1, 4), backend=votes.BACKENDS)
+    def test_a_stack_by_its_first_steps_counts_the_same(self, devices, backend):
+        devices, key = some_devices(self, devices), make_key(6)
+        settings = {"n": 61, "block_size": 24, "devices": devices, "backend": backend}
+        perturb, classify = votes.Addition(Grid()), self.classifier()
+
+        actual = count_votes(key, self.stack, classify, perturb, **settings)
+        each = count_votes_each([key], self.stack[None], classify, perturb, **settings)
+
+        for row, again, image in zip(actual, each[0], self.stack, strict=True):
+            expected = by_hand(key, range(61), classify, perturb, image)
+            np.testing.assert_array_equal(row, expected)
+            np.testing.assert_array_equal(again, expected)
+
+    def test_first_steps_are_made_of_images_and_of_draws_not_of_copies(self):
+        made = []
+
+        class Watched(Steps):
+            def first(self, weights, images):
+                made.append(len(images))
+                return super().first(weights, images)
+
+        count_votes(
+            make_key(0),
+            self.stack,
+            self.classifier(Watched),
+            votes.Addition(Grid()),
+            n=20,
+            block_size=12,
+            devices=jax.local_devices()[:1],
+        )
+
+        # 12 copies of a block are once to find the number of classes, then three images
+        # and four draws. What is traced is what is compiled.
+        self.assertEqual(made[0], 12)
+        self.assertSetEqual(set(made[1:]), {3, 4})
+
+    @parameterized.named_parameters(
+        ("one_image", 0, votes.Addition(Grid())),
+        ("noise_whose_parts_are_unknown", slice(0, 2), Grid().perturb),
+    )
+    def test_whole_copies_are_classified_otherwise(self, images, perturb):
+        key, image = make_key(7), self.stack[images]
+
+        def whole(images):
+            return self.classifier()(images)
+
+        actual = count_votes(key, image, self.classifier(), perturb, n=30)
+
+        np.testing.assert_array_equal(
+            actual, count_votes(key, image, whole, perturb, n=30)
+        )
+
+    def test_logits_that_are_no_numbers_win_no_votes(self):
+        stack = np.stack([self.stack[0], self.stack[1] * np.float32(np.nan)])
+
+        counts = count_votes(
+            make_key(0), stack, self.classifier(), votes.Addition(Grid()), n=20
+        )
+
+        self.assertEqual(counts[0].sum(), 20)
+        self.assertEqual(counts[1].sum(), 0)
+
+    def test_equal_noise_shares_programs(self):
+        self.assertEqual(votes.Addition(Grid()), votes.Addition(Grid()))
+        self.assertEqual(hash(votes.Addition(Grid())), hash(votes.Addition(Grid())))
 
 
 class AsArgumentTest(absltest.TestCase):

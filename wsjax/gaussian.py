@@ -157,21 +157,23 @@ class ColouredGaussian(_ByValue):
         waves = standard_normal(key, waves_shape(self.image_shape), dtype)
         return colour(waves, _half(self.amplitude, dtype), image_shape[1])
 
-    def perturb(self, key: jax.Array, image: jax.Array) -> jax.Array:
-        """One noisy copy, filtered if the law has a filter; see `NoiseLaw.perturb`."""
+    def picture(self, image: jax.Array) -> jax.Array:
+        """The image, through the filter if the law has one; see `NoiseLaw.picture`."""
         if self.gain is None or self.mean is None:
-            return super().perturb(key, image)
+            return image
         _check_shape(image.shape, self.image_shape)
-        mass, dtype = image_mass(image), image.dtype
-        mean = jnp.asarray(self.mean, dtype)
+        mass, mean = image_mass(image), jnp.asarray(self.mean, image.dtype)
+        shown = through_filter(image / mass - mean, _half(self.gain, image.dtype))
+        return mass * (shown + mean)
+
+    def added(self, key: jax.Array, image_shape: tuple[int, ...], dtype) -> jax.Array:
+        """A draw, through the filter if the law has one; see `NoiseLaw.added`."""
+        if self.gain is None:
+            return self.sample(key, image_shape, dtype)
+        _check_shape(image_shape, self.image_shape)
         waves = standard_normal(key, waves_shape(self.image_shape), dtype)
-        picture = filtered(
-            image / mass - mean,
-            waves,
-            _half(self.amplitude, dtype),
-            _half(self.gain, dtype),
-        )
-        return mass * (picture + mean)
+        gain, amplitude = _half(self.gain, dtype), _half(self.amplitude, dtype)
+        return filtered_colour(waves, amplitude, gain, image_shape[1])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -226,13 +228,12 @@ class GaussianView(_ByValue):
         noise = standard_normal(key, (len(self.features),), dtype)
         return _product(noise, self.readout.astype(dtype), 1)
 
-    def perturb(self, key: jax.Array, image: jax.Array) -> jax.Array:
-        """One picture of one noisy view of an image; see `NoiseLaw.perturb`."""
+    def picture(self, image: jax.Array) -> jax.Array:
+        """The picture of the view without noise; see `NoiseLaw.picture`."""
         _check_shape(image.shape, self.image_shape)
         mass, dtype = image_mass(image), image.dtype
         mean = self.mean.astype(dtype)
         view = _product(self.features.astype(dtype), image / mass - mean, 3)
-        view = view + standard_normal(key, view.shape, dtype)
         return mass * (mean + _product(view, self.readout.astype(dtype), 1))
 
 
@@ -284,25 +285,30 @@ def colour(waves: jax.Array, amplitude: jax.Array, width: int) -> jax.Array:
     return jnp.moveaxis(field, 0, -1)
 
 
-def filtered(centred, waves, amplitude, gain) -> jax.Array:
-    """Image plus coloured noise through a filter.
+def through_filter(centred: jax.Array, gain: jax.Array) -> jax.Array:
+    """An image through a filter.
 
     Args:
       centred: `[H, W, C]` image of mass one, minus the mean.
-      waves: as in `colour`.
-      amplitude: `[H, W // 2 + 1, C, C]`.
-      gain: `[H, W // 2 + 1, C, C]`.
+      gain: `[H, W // 2 + 1, C, C]`, the half of the filter that `rfft2` keeps.
 
     Returns:
       `[H, W, C]`.
     """
-    # The filter meets the amplitude first: where noise is a thousand times the
-    # signal, their product is small and float32 loses nothing.
-    quiet = jnp.einsum("hwij,hwjk->hwik", gain, amplitude)
-    spectrum_of_image = jnp.fft.rfft2(centred, axes=(0, 1))
-    shown = jnp.einsum("hwij,hwj->hwi", gain, spectrum_of_image)
-    clean = jnp.fft.irfft2(shown, s=centred.shape[:2], axes=(0, 1))
-    return clean + colour(waves, quiet, centred.shape[1])
+    waves = jnp.fft.rfft2(centred, axes=(0, 1))
+    shown = jnp.einsum("hwij,hwj->hwi", gain, waves)
+    return jnp.fft.irfft2(shown, s=centred.shape[:2], axes=(0, 1))
+
+
+def filtered_colour(
+    waves: jax.Array, amplitude: jax.Array, gain: jax.Array, width: int
+) -> jax.Array:
+    """Coloured noise through a filter; `gain` as in `through_filter`, others `colour`.
+
+    The filter meets the amplitude first: where noise is a thousand times the signal,
+    their product is small and float32 loses nothing.
+    """
+    return colour(waves, jnp.einsum("hwij,hwjk->hwik", gain, amplitude), width)
 
 
 @functools.cache

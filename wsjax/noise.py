@@ -208,7 +208,7 @@ class NoiseLaw:
         raise NotImplementedError
 
     def perturb(self, key: jax.Array, image: jax.Array) -> jax.Array:
-        """Adds one draw to one image: `x + m * noise`, `m` the mass of `x`.
+        """Adds one draw to one image: `picture(x) + m * added`, `m` the mass of `x`.
 
         Args:
           key: used up by this call.
@@ -223,7 +223,23 @@ class NoiseLaw:
         Source: Levine & Feizi, arXiv:1910.10783, Section 4. An adversary in the
         Wasserstein ball leaves `m` unchanged, so `m` may scale the noise.
         """
-        return image + image_mass(image) * self.sample(key, image.shape, image.dtype)
+        noise = self.added(key, image.shape, image.dtype)
+        return self.picture(image) + self.strength(image) * noise
+
+    def picture(self, image: jax.Array) -> jax.Array:
+        """What noise is added to, `[H, W, C]`: the image, unless a law filters it."""
+        return image
+
+    def strength(self, image: jax.Array) -> jax.Array:
+        """The factor of the noise: the mass of the image, a scalar."""
+        return image_mass(image)
+
+    def added(self, key: jax.Array, image_shape: tuple[int, ...], dtype) -> jax.Array:
+        """What is added to the picture of an image of mass one; as `sample`.
+
+        The same, unless a law filters it.
+        """
+        return self.sample(key, image_shape, dtype)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -76,12 +76,28 @@ class Smoothing:
         Raises:
           ValueError: the theorem does not hold for images of this shape.
         """
-        if self.image_shape is not None and image.shape != self.image_shape:
+        self._check_shape(image.shape)
+        return self.noise.perturb(key, image)
+
+    def picture(self, image: jax.Array) -> jax.Array:
+        """`NoiseLaw.picture`, after the same check."""
+        self._check_shape(image.shape)
+        return self.noise.picture(image)
+
+    def strength(self, image: jax.Array) -> jax.Array:
+        """`NoiseLaw.strength`."""
+        return self.noise.strength(image)
+
+    def added(self, key: jax.Array, image_shape: tuple[int, ...], dtype) -> jax.Array:
+        """`NoiseLaw.added`."""
+        return self.noise.added(key, image_shape, dtype)
+
+    def _check_shape(self, shape):
+        if self.image_shape is not None and shape != self.image_shape:
             raise ValueError(
                 f"This smoothing certifies images of shape {self.image_shape}, not "
-                f"{image.shape}; build another with image_shape={image.shape}."
+                f"{shape}; build another with image_shape={shape}."
             )
-        return self.noise.perturb(key, image)
 
     def radius(self, p_lower, runner_up=None):
         """Certified radius in `ground_metric`; see the functions of `certificates`.
@@ -503,6 +519,7 @@ def certify_each(
             f"gives each its own noise."
         )
     classify = votes.as_argument(classify)
+    perturb = votes.Addition(smoothing)
     if groups is not None:
         devices = counting.get("devices") or votes.all_devices()
         votes.check_groups(groups, len(devices))
@@ -520,11 +537,9 @@ def certify_each(
     def count(keys, images, trials):
         common = {"n": trials, **counting}
         if groups is None:
-            return votes.count_votes(
-                keys[0], images[0], classify, smoothing.perturb, **common
-            )
+            return votes.count_votes(keys[0], images[0], classify, perturb, **common)
         return votes.count_votes_each(
-            keys, images, classify, smoothing.perturb, groups=groups, **common
+            keys, images, classify, perturb, groups=groups, **common
         )
 
     def conclude(images, selection, estimation):

@@ -10,10 +10,11 @@ classifier's own arithmetic does not depend on the size of its batch), and which
 other images are run. Memory holds one block of noisy images per device, never `n`.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +51,40 @@ def as_argument(function: Callable) -> jax.tree_util.Partial:
     return jax.tree_util.Partial(function)
 
 
+class Additive(Protocol):
+    """Noise that is added to an image and does not depend on it, but for a factor.
+
+    `noise.NoiseLaw` and `smoothing.Smoothing` are of this kind. The copy
+    `perturb(key, image)` is `picture(image) + strength(image) * added(key, ...)`, up to
+    rounding.
+    """
+
+    def perturb(self, key: jax.Array, image: jax.Array) -> jax.Array: ...
+
+    def picture(self, image: jax.Array) -> jax.Array: ...
+
+    def strength(self, image: jax.Array) -> jax.Array: ...
+
+    def added(
+        self, key: jax.Array, image_shape: tuple[int, ...], dtype: Any
+    ) -> jax.Array: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Addition:
+    """The `perturb` of additive noise, with its parts in reach of `count_votes`.
+
+    Attributes:
+      noise: hashable. Equal ones share their programs.
+    """
+
+    noise: Additive
+
+    def __call__(self, key: jax.Array, image: jax.Array) -> jax.Array:
+        """One noisy copy `[H, W, C]` of one image."""
+        return self.noise.perturb(key, image)
+
+
 def count_votes(
     key: jax.Array,
     image: jax.Array,
@@ -74,7 +109,11 @@ def count_votes(
     Args:
       key: used up by this call.
       image: `[H, W, C]` float, or a stack `[S, H, W, C]` whose images get the same
-        noise, drawn once: row `s` of the result is what `image[s]` alone would give.
+        noise, drawn once: row `s` of the result is what `image[s]` alone would give,
+        up to the rounding of what comes next. Where `perturb` is an `Addition` and
+        `classify` a `Partial` whose function also has methods `first`, linear in the
+        images, and `rest`, with `rest(first(x))` the logits, `first` is done once for
+        each image and each draw, not for each copy. `models.classifier` makes such.
       classify: `[B, H, W, C] -> [B, K]` logits; a vote goes to the largest, ties
         to the smallest class index. See `as_argument` for weights.
       perturb: `(key, [H, W, C]) -> [H, W, C]`, one noisy copy, e.g. the method
@@ -297,16 +336,27 @@ def _is_local(device):
     return device.process_index == jax.process_index()
 
 
-def _block_votes(first, end, size, num_classes, classify, perturb, keys_from, image):
-    """`[K]` int32 votes of draws `first + (0 ... size - 1)` below `end`.
-
-    `[S, K]` of a stack: noise does not depend on the image, so mapping over images
-    under one key draws it once.
-    """
+def _block_votes(first, end, size, num_classes, answer):
+    """`[K]` or `[S, K]` int32 votes of draws `first + (0 ... size - 1)` below `end`."""
     draws = first + jnp.arange(size, dtype=jnp.int32)
+    logits = answer(draws, first < end)
+    valid = (draws < end) & jnp.all(jnp.isfinite(logits), axis=-1)
+    winners = jnp.argmax(logits, axis=-1)
+    # Comparing beats scattering on every backend at these sizes.
+    hits = winners[..., None] == jnp.arange(num_classes, dtype=winners.dtype)
+    return jnp.sum(hits & valid[..., None], axis=-2, dtype=jnp.int32)
+
+
+def _answer(classify, perturb, key, image):
+    """Logits `[B, K]`, or `[S, B, K]` of a stack, as a function of draws `[B]`.
+
+    Its second argument says that there are any, which XLA cannot know.
+    """
+    if image.ndim == 4 and _in_steps(classify) and isinstance(perturb.func, Addition):
+        return _answer_in_steps(classify, perturb.func.noise, key, image)
 
     def copies_of(draws):
-        keys = jax.vmap(lambda draw: jax.random.fold_in(keys_from, draw))(draws)
+        keys = _keys_of(draws, key)
         of_one = jax.vmap(perturb, (0, None))
         if image.ndim == 3:
             return of_one(keys, image)
@@ -314,21 +364,75 @@ def _block_votes(first, end, size, num_classes, classify, perturb, keys_from, im
         # once, it would be merged into the sum with every image and made again.
         return jax.lax.map(lambda one: of_one(keys, one), image)
 
-    def never(draws):
-        zeros = jnp.zeros_like(image)[..., None, :, :, :]
-        return zeros + (0 * draws).astype(image.dtype).reshape(-1, 1, 1, 1)
+    def logits_of(draws, any_draws):
+        copies = _made_once(copies_of, draws, any_draws)
+        logits = classify(copies.reshape(-1, *image.shape[-3:]))
+        return logits.reshape(*image.shape[:-3], len(draws), -1)
 
-    # XLA merges cheap steps of the noise into whatever reads it, and makes the random
-    # bits anew for every reader. It does not look into a branch; this one is always
-    # taken, which it cannot know.
-    copies = jax.lax.cond(first < end, copies_of, never, draws)
-    logits = classify(copies.reshape(-1, *image.shape[-3:]))
-    logits = logits.reshape(*image.shape[:-3], size, num_classes)
-    valid = (draws < end) & jnp.all(jnp.isfinite(logits), axis=-1)
-    winners = jnp.argmax(logits, axis=-1)
-    # Comparing beats scattering on every backend at these sizes.
-    hits = winners[..., None] == jnp.arange(num_classes, dtype=winners.dtype)
-    return jnp.sum(hits & valid[..., None], axis=-2, dtype=jnp.int32)
+    return logits_of
+
+
+def _in_steps(classify):
+    """Whether a classifier comes with its linear first step and the rest apart."""
+    return hasattr(classify.func, "first") and hasattr(classify.func, "rest")
+
+
+def _answer_in_steps(classify, noise, key, image):
+    """`_answer` for a stack: the first step of a copy is a sum of first steps.
+
+    One of each image and one of each draw are all that is needed, instead of one of
+    each copy.
+    """
+    given, options = classify.args, classify.keywords
+    first = functools.partial(classify.func.first, *given, **options)
+    rest = functools.partial(classify.func.rest, *given, **options)
+    of_images = first(jax.vmap(noise.picture)(image))
+    strength = jax.vmap(noise.strength)(image)
+
+    def noise_of(draws):
+        one = functools.partial(
+            noise.added, image_shape=image.shape[1:], dtype=image.dtype
+        )
+        return jax.vmap(one)(_keys_of(draws, key))
+
+    def logits_of(draws, any_draws):
+        def of_draws(draws):
+            return first(_made_once(noise_of, draws, any_draws))
+
+        of_noise = _made_once(of_draws, draws, any_draws)
+
+        def combine(of_image, of_noise):
+            factor = strength.reshape(-1, *(1,) * of_noise.ndim)
+            copies = of_image[:, None] + factor.astype(of_noise.dtype) * of_noise
+            return copies.reshape(-1, *of_noise.shape[1:])
+
+        logits = rest(jax.tree.map(combine, of_images, of_noise))
+        return logits.reshape(len(image), len(draws), -1)
+
+    return logits_of
+
+
+def _keys_of(draws, key):
+    return jax.vmap(lambda draw: jax.random.fold_in(key, draw))(draws)
+
+
+def _made_once(make, draws, any_draws):
+    """`make(draws)`, kept apart from whatever reads it.
+
+    XLA merges cheap steps of the noise into whatever reads it, and makes the random
+    bits anew for every reader. It does not look into a branch; this one is always
+    taken, which it cannot know.
+    """
+
+    def never(draws):
+        # Of the draws, as a mapped program wants both branches to be.
+        return jax.tree.map(
+            lambda made: jnp.zeros(made.shape, made.dtype)
+            + (0 * draws[0]).astype(made.dtype),
+            jax.eval_shape(make, draws),
+        )
+
+    return jax.lax.cond(any_draws, make, never, draws)
 
 
 def _no_votes(image, num_classes):
@@ -344,12 +448,11 @@ def _votes_of_one_device(
     # Device d takes blocks d, d + members, ...: a loop of run-time length, so that
     # selection and estimation, with other n, share one program.
     rounds = jnp.maximum(blocks - rank + members - 1, 0) // members
+    answer = _answer(classify, perturb, key, image)
 
     def add_block(i, votes):
         first = start + (rank + i * members) * size
-        return votes + _block_votes(
-            first, end, size, num_classes, classify, perturb, key, image
-        )
+        return votes + _block_votes(first, end, size, num_classes, answer)
 
     return jax.lax.fori_loop(0, rounds, add_block, nothing)
 

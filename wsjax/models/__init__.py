@@ -72,7 +72,8 @@ def classifier(module: nn.Module, variables: Any) -> Callable[[jax.Array], jax.A
       A `jax.tree_util.Partial`: callable, and a pytree whose leaves are the
       variables, so it passes through `jit` without baking weights into programs.
     """
-    return jax.tree_util.Partial(_Apply(module), variables)
+    apply = _ApplyInSteps if hasattr(module, "first") else _Apply
+    return jax.tree_util.Partial(apply(module), variables)
 
 
 class _Apply:
@@ -85,7 +86,20 @@ class _Apply:
         return self.module.apply(variables, images, train=False)
 
     def __eq__(self, other):
-        return isinstance(other, _Apply) and self.module == other.module
+        return type(self) is type(other) and self.module == other.module
 
     def __hash__(self):
         return hash(self.module)
+
+
+class _ApplyInSteps(_Apply):
+    """For a module that has its linear first step and the rest apart.
+
+    `votes.count_votes` uses that where images share their noise.
+    """
+
+    def first(self, variables, images):
+        return self.module.apply(variables, images, method="first")
+
+    def rest(self, variables, features):
+        return self.module.apply(variables, features, method="rest")

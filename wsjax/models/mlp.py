@@ -1,6 +1,7 @@
 """Dense layers only: for pictures drawn from a view of few coordinates."""
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from wsjax.models.conv import in_unit
@@ -23,12 +24,31 @@ class Mlp(nn.Module):
     widths: tuple[int, ...] = (512, 512)
     unit: str = "pixels"
 
-    @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         """Logits `[B, K]` of images `[B, H, W, C]`; `train` changes nothing."""
         del train
         x = in_unit(images, self.unit)
-        x = x.reshape(x.shape[0], -1)
-        for width in self.widths:
-            x = nn.relu(nn.Dense(width)(x))
-        return nn.Dense(self.num_classes)(x)
+        return self._layers_from(0, x.reshape(x.shape[0], -1))
+
+    def first(self, images: jax.Array) -> dict[str, jax.Array]:
+        """What of the network is linear in the images: see `ConvSmall.first`."""
+        kernel = self.get_variable("params", "Dense_0")["kernel"]
+        products = images.reshape(len(images), -1) @ kernel
+        if self.unit == "pixels":
+            return {"products": products}
+        return {"products": products, "mean": jnp.mean(images, axis=(1, 2, 3))}
+
+    def rest(self, features: dict[str, jax.Array]) -> jax.Array:
+        """Logits `[B, K]` of what `first` made of images, or of a sum of such."""
+        x = features["products"]
+        if "mean" in features:
+            x = x / features["mean"][:, None]
+        x = x + self.get_variable("params", "Dense_0")["bias"]
+        return self._layers_from(1, nn.relu(x))
+
+    @nn.compact
+    def _layers_from(self, done, x):
+        """Logits of what the first `done` layers made."""
+        for number, width in list(enumerate(self.widths))[done:]:
+            x = nn.relu(nn.Dense(width, name=f"Dense_{number}")(x))
+        return nn.Dense(self.num_classes, name=f"Dense_{len(self.widths)}")(x)

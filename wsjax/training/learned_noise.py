@@ -264,8 +264,9 @@ class LearnedSpectrum:
         mass, mean = image_mass(image), self.statistics.mean
         if gain is None:
             return image + mass * gaussian.colour(draw, amplitude, image.shape[1])
-        centred = image / mass - mean
-        return mass * (mean + gaussian.filtered(centred, draw, amplitude, gain))
+        shown = gaussian.through_filter(image / mass - mean, gain)
+        noise = gaussian.filtered_colour(draw, amplitude, gain, image.shape[1])
+        return mass * (mean + shown + noise)
 
     def freeze(self, params: Any) -> gaussian.ColouredGaussian:
         """The law, with exact scale; see `_exact_scale`."""
