@@ -1,17 +1,21 @@
 """Votes per second: noise, forward pass and count, beside PyTorch on the same cores.
 
-  python benchmarks/throughput.py --out=benchmarks/results/throughput.jsonl
+  python benchmarks/throughput.py --out=benchmarks/results/throughput.jsonl \
+      --authors=CHECKOUT
   python benchmarks/throughput.py --model=resnet18_cifar --image=32,32,3 --n=2000
   python benchmarks/throughput.py --model=resnet18_cifar --image=32,32,3 --n=100000 \
       --dtype=bfloat16 --block-size=5000 --no-torch        (on an accelerator)
 
-Networks have random weights. Every case is run once to compile, then all cases in turn,
-several times over; medians count. The opponents in PyTorch (only where it is installed,
-and only for conv_small) do the same work with flow noise of the Laplace law:
+Networks have random weights. n votes are counted for each of ten images. Every case is
+run once to compile, then all cases in turn, several times over; medians count, also of
+the ratios within each round. The opponents in PyTorch (only where it is installed, and
+only for conv_small) do the same work with flow noise of the Laplace law:
 
+  * authors: the function of Levine and Feizi's own code, if --authors names a checkout of
+    github.com/alevine0/wasserstein_smoothing (it imports statsmodels); ten images at once,
+    as their script has it, and one at a time;
   * at once: eager, all draws of ten images in one batch, noise by torch.distributions:
-    the obvious program;
-  * image by image: the same with the draws of one image;
+    the obvious program; image by image: the same with the draws of one image;
   * blocks: 250 draws at a time, channels last, inference mode, noise by inversion in
     place; eager, compiled, and frozen.
 
@@ -24,7 +28,6 @@ import argparse
 import functools
 import json
 import pathlib
-import statistics
 import subprocess
 import sys
 import time
@@ -40,6 +43,7 @@ from wsjax import gaussian, models, votes
 from wsjax.runs import cli, manifest
 
 SIGMA = 0.01
+IMAGES = 10
 SHARED = 25
 
 
@@ -55,21 +59,20 @@ def main():
     cases = ours(arguments, image, classify)
     if arguments.torch and arguments.model == "conv_small":
         cases |= theirs(arguments, image)
-    seconds, cpu = timed(cases, arguments.repeats)
+    wall, cpu = timed(cases, arguments.repeats)
     lines = {}
-    for name, (samples, _) in cases.items():
-        rate = samples / seconds[name]
+    for name in cases:
+        rate = 1e6 / np.median(wall[name])
         lines[name] = {
             "samples_per_s": round(rate),
             "us_per_sample": round(1e6 / rate, 2),
-            "cpu_us_per_sample": round(1e6 * cpu[name] / samples, 2),
+            "cpu_us_per_sample": round(np.median(cpu[name]), 2),
             "share_of_peak": round(rate * flops / peak, 3),
         }
-    without = lines["no noise"]["us_per_sample"]
-    for name, line in lines.items():
         if name.startswith("noise"):
-            line["share_of_noise"] = round(1 - without / line["us_per_sample"], 3)
-    summary = compare(lines)
+            saved = 1 - np.divide(wall["no noise"], wall[name])
+            lines[name]["share_of_noise"] = round(float(np.median(saved)), 3)
+    summary = compare(lines, wall)
     record = {
         "model": arguments.model,
         "image": shape,
@@ -108,6 +111,8 @@ def parse():
         "--memory", type=int, nargs="*", default=[1_000, 10_000, 100_000]
     )
     parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--authors", type=pathlib.Path, help="checkout of their code")
+    parser.add_argument("--shared-block-size", type=int, default=50)
     parser.add_argument("--out", type=pathlib.Path)
     return parser.parse_args()
 
@@ -151,30 +156,39 @@ def laws(shape):
 
 def ours(arguments, image, classify):
     """`(samples, function)` by name."""
-    count = functools.partial(
-        votes.count_votes,
-        wsjax.make_key(0),
-        classify=classify,
-        n=arguments.n,
-        block_size=arguments.block_size,
-    )
+    n, devices = arguments.n, votes.all_devices()
+    classify = votes.replicate(classify, devices)
+    keys = [wsjax.make_key(number) for number in range(IMAGES)]
 
     def unmoved(key, image):
         # Something of the key, so that nothing can be computed ahead of the loop.
         return image + 1e-30 * jax.random.key_data(key)[0].astype(image.dtype)
 
-    def run(image, perturb):
-        return lambda: jax.block_until_ready(count(image, perturb=perturb))
+    def run(images, perturb, block_size=arguments.block_size):
+        """As certify.py does it."""
+        groups = votes.choose_groups(len(devices), len(images), (n,), block_size)
+        count = functools.partial(
+            votes.count_votes_each,
+            keys[: len(images)],
+            images,
+            classify,
+            perturb,
+            n=n,
+            block_size=block_size,
+            groups=groups,
+        )
+        samples = n * len(images) * (images.shape[1] if images.ndim == 5 else 1)
+        return samples, lambda: jax.block_until_ready(count())
 
-    cases = {"no noise": (arguments.n, run(image, unmoved))}
+    several = np.stack([image] * IMAGES)
+    cases = {"no noise": run(several, unmoved)}
     for name, law in laws(image.shape).items():
         if not arguments.only or name in arguments.only:
-            cases[f"noise: {name}"] = (arguments.n, run(image, law.perturb))
+            cases[f"noise: {name}"] = run(several, law.perturb)
     law = laws(image.shape)["flow_laplace"]
-    stack = np.stack([image] * SHARED)
-    cases[f"shared by {SHARED}: flow_laplace"] = (
-        SHARED * arguments.n,
-        run(stack, votes.Addition(law)),
+    stacks = np.stack([[image] * SHARED] * len(devices))
+    cases[f"shared by {SHARED}: flow_laplace"] = run(
+        stacks, votes.Addition(law), arguments.shared_block_size
     )
     return cases
 
@@ -193,20 +207,17 @@ def matmul_peak(dtype, size=2048):
 
 
 def timed(cases, repeats):
-    """Median wall and CPU seconds of each case; rounds over all cases."""
+    """Wall and CPU microseconds a sample of each case and round; all cases in turn."""
     wall, cpu = ({name: [] for name in cases} for _ in range(2))
     for _, run in cases.values():
         run()
     for _ in range(repeats):
-        for name, (_, run) in cases.items():
+        for name, (samples, run) in cases.items():
             start, start_cpu = time.perf_counter(), time.process_time()
             run()
-            wall[name].append(time.perf_counter() - start)
-            cpu[name].append(time.process_time() - start_cpu)
-    return (
-        {name: statistics.median(values) for name, values in seconds.items()}
-        for seconds in (wall, cpu)
-    )
+            wall[name].append(1e6 * (time.perf_counter() - start) / samples)
+            cpu[name].append(1e6 * (time.process_time() - start_cpu) / samples)
+    return wall, cpu
 
 
 def theirs(arguments, image):
@@ -276,55 +287,80 @@ def theirs(arguments, image):
     def in_blocks(one, noise=laplace_by_inversion):
         with torch.inference_mode():
             total = torch.zeros(10, dtype=torch.int64)
-            for _ in range(n // block):
+            for _ in range(IMAGES * n // block):
                 total += one(noise(block))
             return total
 
-    return {
-        "torch: at once, 10 images": (10 * n, lambda: at_once(10)),
+    cases = {}
+    if arguments.authors:
+        function = code_of(arguments.authors)
+        images = x.expand(IMAGES, 1, height, width)
+
+        def authors(images):
+            with torch.no_grad():
+                return function(images, net, n, SIGMA)
+
+        cases["torch: authors, 10 images"] = (IMAGES * n, lambda: authors(images))
+        cases["torch: authors, 1 image"] = (n, lambda: authors(images[:1]))
+    return cases | {
+        "torch: at once, 10 images": (IMAGES * n, lambda: at_once(IMAGES)),
         "torch: image by image": (n, lambda: at_once(1)),
-        "torch: blocks, eager": (n, lambda: in_blocks(step)),
-        "torch: blocks, compiled": (n, lambda: in_blocks(compiled)),
+        "torch: blocks, eager": (IMAGES * n, lambda: in_blocks(step)),
+        "torch: blocks, compiled": (IMAGES * n, lambda: in_blocks(compiled)),
         "torch: blocks, compiled with noise": (
-            n,
+            IMAGES * n,
             lambda: in_blocks(lambda _: with_noise(), lambda count: None),
         ),
         "torch: blocks, frozen": (
-            n,
+            IMAGES * n,
             lambda: in_blocks(lambda noise: counted(frozen(carried(x, noise)))),
         ),
     }
 
 
-def compare(lines):
-    """What the side by side says."""
-    rate = {name: line["samples_per_s"] for name, line in lines.items()}
-    noisy = {name: r for name, r in rate.items() if name.startswith("noise")}
+def code_of(checkout):
+    """`wass_smooth_forward(images, net, n, sigma)` of the paper's authors."""
+    import torch
+
+    if not (checkout / "wass_smooth_utils.py").exists():
+        raise SystemExit(
+            f"--authors={checkout} holds no wass_smooth_utils.py; give a checkout of "
+            f"https://github.com/alevine0/wasserstein_smoothing."
+        )
+    sys.path.insert(0, str(checkout))
+    import wass_smooth_utils
+
+    if not torch.cuda.is_available():
+        # They move their tensors to a GPU; here they stay.
+        torch.Tensor.cuda = lambda tensor: tensor
+    return wass_smooth_utils.wass_smooth_forward
+
+
+def compare(lines, wall):
+    """What the side by side says; ratios are medians of those within each round."""
+    noisy = [name for name in lines if name.startswith("noise")]
+    slowest = min(noisy, key=lambda name: lines[name]["samples_per_s"])
     found = {
-        "slowest law": min(noisy, key=noisy.get),
-        "largest share of noise": max(
-            line.get("share_of_noise", 0) for line in lines.values()
-        ),
+        "slowest law": slowest,
+        "largest share of noise": max(lines[name]["share_of_noise"] for name in noisy),
     }
-    opponents = {name: r for name, r in rate.items() if name.startswith("torch")}
-    if opponents:
-        best = max(opponents, key=opponents.get)
-        obvious = rate["torch: at once, 10 images"]
-        shared = next(r for name, r in rate.items() if name.startswith("shared"))
-        found |= {
-            "best torch": best,
-            "flow_laplace / obvious torch": ratio(rate["noise: flow_laplace"], obvious),
-            "slowest law / obvious torch": ratio(min(noisy.values()), obvious),
-            "flow_laplace / best torch": ratio(
-                rate["noise: flow_laplace"], opponents[best]
-            ),
-            "shared / obvious torch": ratio(shared, obvious),
-        }
+    opponents = [name for name in lines if name.startswith("torch")]
+    if not opponents:
+        return found
+    best = max(opponents, key=lambda name: lines[name]["samples_per_s"])
+    shared = next(name for name in lines if name.startswith("shared"))
+
+    def times(ours, theirs):
+        return round(float(np.median(np.divide(wall[theirs], wall[ours]))), 2)
+
+    found |= {"best torch": best, "slowest law / best torch": times(slowest, best)}
+    if "noise: flow_laplace" in lines:
+        found["flow_laplace / best torch"] = times("noise: flow_laplace", best)
+    for name in ("torch: authors, 10 images", "torch: at once, 10 images"):
+        if name in lines:
+            found[f"slowest law / {name}"] = times(slowest, name)
+            found[f"shared / {name}"] = times(shared, name)
     return found
-
-
-def ratio(a, b):
-    return round(a / b, 2)
 
 
 def memory(arguments):

@@ -427,8 +427,9 @@ def _made_once(make, draws, any_draws):
     def never(draws):
         # Of the draws, as a mapped program wants both branches to be.
         return jax.tree.map(
-            lambda made: jnp.zeros(made.shape, made.dtype)
-            + (0 * draws[0]).astype(made.dtype),
+            lambda made: (
+                jnp.zeros(made.shape, made.dtype) + (0 * draws[0]).astype(made.dtype)
+            ),
             jax.eval_shape(make, draws),
         )
 
