@@ -97,13 +97,15 @@ class CertifyAtTest(parameterized.TestCase):
         for t in (20, 40, 60):
             selection = counted(chosen[:t])
             first = selection.max()
-            hopeless = sequential.log_evidence_below(first, t - first, thresholds[0])
             if sequential.leading_class_p_value(
                 selection, n0
-            ) <= alpha or hopeless >= math.log(1 / alpha):
+            ) <= alpha or sequential.out_of_reach(
+                first, t, thresholds[0], n=n, alpha=alpha, beta=alpha
+            ):
                 break
         selected = int(selection.argmax())
         reached, t = 0, 20
+        moments = (20, 40, 60, 80, 120, 160, 240, 320, 480, n)
         while reached < len(radii):
             decision = sequential.decide(
                 int(np.sum(fresh[:t] == selected)), t, thresholds[reached], n=n,
@@ -114,7 +116,7 @@ class CertifyAtTest(parameterized.TestCase):
             elif decision == sequential.GIVEN_UP:
                 break
             else:
-                t = min(2 * t, n)
+                t = next(u for u in moments if u > t)
         return (
             selected if reached else ABSTAIN,
             radii[reached - 1] if reached else 0.0,
@@ -206,7 +208,7 @@ class CertifyAtTest(parameterized.TestCase):
         self.assertEqual(found.radius, (0.0, *RADII)[reached])
         self.assertEqual(found.label, 1 if reached else ABSTAIN)
         self.assertEqual(decide.call_count, looked)
-        self.assertEqual(found.votes.sum(), (20, 40, 80)[looked - 1])
+        self.assertEqual(found.votes.sum(), (20, 40, 60)[looked - 1])
 
     def test_results_before_a_bad_image_are_not_lost(self):
         for bad in (np.zeros(SHAPE, np.float32), np.full(SHAPE, np.nan, np.float32)):

@@ -6,7 +6,6 @@ draws that a fixed number of votes would take, whichever size the portions have.
 """
 
 import itertools
-import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -94,7 +93,7 @@ def certify_at(
     With probability at least 1 - alpha over the draws, the smoothed classifier returns
     `label` at every image with the same mass in every channel whose Wasserstein
     distance is less than `radius`. Votes are looked at after `first_look`, twice that,
-    and so on, and `n` at the latest. Radii are tested from the smallest upwards, each
+    and so on (`sequential.looks`), and `n` at the latest. Radii are tested from the smallest upwards, each
     at level `alpha` and only if all below it were certified. A wrong verdict then
     needs the first radius that is too large to be certified, whose own test does so
     with probability at most `alpha`: several radii cost no more than one.
@@ -109,8 +108,8 @@ def certify_at(
         as one class leads with p-value `alpha`, or none is likely enough for any radius.
       n: most fresh votes that decide about it.
       alpha: probability that this one verdict claims too much.
-      beta: probability of giving up, before `n` votes, a radius that is within reach;
-        default `alpha`. Costs no soundness.
+      beta: share of what is given up that `n` votes would have certified, as far as can
+        be foreseen (`sequential.decide`); default `alpha`. Costs no soundness.
       first_look: votes before the first look.
       **counting: `block_size`, `devices`, `backend` of `votes.count_votes`. No block is
         larger than a device's share of the first look, so that none is half empty.
@@ -185,10 +184,14 @@ def certify_each_at(
     def enough(votes_of):
         if sequential.leading_class_p_value(votes_of, n0) <= alpha:
             return True
-        first = int(votes_of.max())
-        rest = int(votes_of.sum()) - first
-        against = sequential.log_evidence_below(first, rest, thresholds[0])
-        return against >= -math.log(level)
+        return sequential.out_of_reach(
+            int(votes_of.max()),
+            int(votes_of.sum()),
+            float(thresholds[0]),
+            n=n,
+            alpha=alpha,
+            beta=level,
+        )
 
     def work(key, image):
         key_select, key_estimate = jax.random.split(key)
