@@ -35,11 +35,17 @@ format: $(VENV)/$(EXTRAS).stamp
 # DATA is the folder of the original MNIST files.
 bench: $(VENV)/bench.stamp
 	$(RUN) benchmarks/throughput.py --out=$(RESULTS)/throughput.jsonl
-	$(RUN) benchmarks/throughput.py --model=resnet18_cifar --image=32,32,3 --n=500 \
-	    --block-size=50 --repeats=3 --only flow_laplace power_law \
+	$(RUN) benchmarks/throughput.py --model=resnet18_cifar --image=32,32,3 --n=50 \
+	    --block-size=50 --repeats=3 --only flow_laplace power_law --memory \
 	    --out=$(RESULTS)/throughput.jsonl
 	$(RUN) benchmarks/early_stopping.py --data=$(DATA) --images=200 \
 	    --checkpoint=released/mnist_c0.1.safetensors --out=$(RESULTS)/early_stopping.jsonl
+	$(RUN) benchmarks/early_stopping.py --data=$(DATA) --images=200 \
+	    --checkpoint=released/mnist_c0.1.safetensors --radii .05 .1 .15 .2 --losses \
+	    --out=$(RESULTS)/early_stopping.jsonl
+	$(RUN) benchmarks/early_stopping.py --data=$(DATA) --images=200 \
+	    --checkpoint=released/mnist_c0.037.safetensors --radii .02 .04 .06 .08 .1 .12 \
+	    --losses --out=$(RESULTS)/early_stopping.jsonl
 	$(RUN) benchmarks/scaling.py --out=$(RESULTS)/scaling.jsonl
 
 # The paper's MNIST table from scratch; DATA is the folder of the original files.

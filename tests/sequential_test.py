@@ -296,6 +296,14 @@ class DecideTest(parameterized.TestCase):
         # So many votes can never certify so much, and none is needed to know it.
         self.assertEqual(decide(0, 0, 0.95, n=20, alpha=0.05), GIVEN_UP)
 
+    def test_does_not_give_up_without_a_failure_what_can_be_certified(self):
+        n, p0, options = 10**5, 0.9999, {"alpha": 0.05, "beta": 0.4}
+        needed = least_to_certify(n, p0, 0.05)
+        self.assertLess(chance(100, 0, n - 100, needed - 100), 0.4 * 0.4)
+
+        self.assertEqual(decide(100, 100, p0, n=n, **options), UNDECIDED)
+        self.assertEqual(decide(99, 100, p0, n=n, **options), GIVEN_UP)
+
     def test_refuses_what_makes_no_sense(self):
         for s, t, n in [(3, 2, 5), (3, 6, 5), (0, 0, 0), (1, 2, 2.5)]:
             with self.assertRaisesRegex(ValueError, "0 <= successes <= trials <= n"):

@@ -25,6 +25,7 @@ _AXIS = "draws"
 _IMAGES = "images"
 
 BACKENDS = ("pmap", "shard_map")
+BLOCK_SIZE = 250
 
 
 def as_argument(function: Callable) -> jax.tree_util.Partial:
@@ -93,7 +94,7 @@ def count_votes(
     *,
     n: int,
     start: int = 0,
-    block_size: int = 250,
+    block_size: int = BLOCK_SIZE,
     devices: Sequence[Any] | None = None,
     backend: str = "pmap",
 ) -> jax.Array:
@@ -152,7 +153,7 @@ def count_votes_each(
     *,
     n: int,
     start: int = 0,
-    block_size: int = 250,
+    block_size: int = BLOCK_SIZE,
     devices: Sequence[Any] | None = None,
     groups: int | None = None,
     backend: str = "pmap",
