@@ -111,9 +111,8 @@ def certify_at(
       beta: share of what is given up that `n` votes would have certified, as far as can
         be foreseen (`sequential.decide`); default `alpha`. Costs no soundness.
       first_look: votes before the first look.
-      **counting: `block_size`, `devices`, `backend` of `votes.count_votes`. Portions
-        that do not fill a block on each device are counted in blocks of a device's
-        share of the first look, so that none is half empty.
+      **counting: `block_size`, `devices`, `backend` of `votes.count_votes`. No block is
+        larger than a device's share of the first look, so that none is half empty.
 
     Returns:
       A `Verdict`.
@@ -386,24 +385,17 @@ def certify_each_frugally(
 
 
 def _counter(classify, smoothing, first_look, counting):
-    """`count_votes` for one classifier, with blocks that portions of votes can fill."""
+    """`count_votes` for one classifier; blocks no larger than a share of a look."""
     classify, counting = votes.as_argument(classify), dict(counting)
-    devices = counting.get("devices")
-    devices = len(jax.local_devices() if devices is None else devices)
-    full = counting.pop("block_size", votes.BLOCK_SIZE)
-    share = full if first_look is None else min(full, -(-first_look // devices))
+    if first_look is not None:
+        devices = counting.get("devices")
+        devices = jax.local_devices() if devices is None else devices
+        share = -(-first_look // len(devices))
+        counting["block_size"] = min(counting.get("block_size", share), share)
 
     def count(key, image, start, n):
-        block_size = full if n >= full * devices else share
         return votes.count_votes(
-            key,
-            image,
-            classify,
-            smoothing.perturb,
-            start=start,
-            n=n,
-            block_size=block_size,
-            **counting,
+            key, image, classify, smoothing.perturb, start=start, n=n, **counting
         )
 
     return count
