@@ -91,6 +91,8 @@ def main():
     }
     Console(width=140).print(table(record))
     print(json.dumps(summary, indent=2), json.dumps(record["memory_mib"]))
+    if jax.default_backend() == "cpu":
+        print("No GPU or TPU here: these are numbers of a CPU.")
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         with arguments.out.open("a") as file:

@@ -308,10 +308,19 @@ def through_filter(centred: jax.Array, gain: jax.Array) -> jax.Array:
 def filtered_colour(
     waves: jax.Array, amplitude: jax.Array, gain: jax.Array, width: int
 ) -> jax.Array:
-    """Coloured noise through a filter; `gain` as in `through_filter`, others `colour`.
+    """Coloured noise through a filter.
 
     The filter meets the amplitude first: where noise is a thousand times the signal,
     their product is small and float32 loses nothing.
+
+    Args:
+      waves: as in `colour`.
+      amplitude: as in `colour`.
+      gain: as in `through_filter`.
+      width: as in `colour`.
+
+    Returns:
+      `[H, W, C]`.
     """
     return colour(waves, jnp.einsum("hwij,hwjk->hwik", gain, amplitude), width)
 

@@ -235,10 +235,7 @@ class NoiseLaw:
         return image_mass(image)
 
     def added(self, key: jax.Array, image_shape: tuple[int, ...], dtype) -> jax.Array:
-        """What is added to the picture of an image of mass one; as `sample`.
-
-        The same, unless a law filters it.
-        """
+        """What is added to the picture of mass one: `sample`, unless a law filters it."""
         return self.sample(key, image_shape, dtype)
 
 

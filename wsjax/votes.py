@@ -60,15 +60,19 @@ class Additive(Protocol):
     rounding.
     """
 
-    def perturb(self, key: jax.Array, image: jax.Array) -> jax.Array: ...
+    def perturb(self, key: jax.Array, image: jax.Array) -> jax.Array:
+        """One noisy copy, `[H, W, C]`."""
 
-    def picture(self, image: jax.Array) -> jax.Array: ...
+    def picture(self, image: jax.Array) -> jax.Array:
+        """What noise is added to, `[H, W, C]`."""
 
-    def strength(self, image: jax.Array) -> jax.Array: ...
+    def strength(self, image: jax.Array) -> jax.Array:
+        """The factor of the noise, a scalar."""
 
     def added(
         self, key: jax.Array, image_shape: tuple[int, ...], dtype: Any
-    ) -> jax.Array: ...
+    ) -> jax.Array:
+        """The noise, `[H, W, C]`."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -60,7 +60,7 @@ class ConvSmall(nn.Module):
         Returns:
           Arrays with a leading axis of size B.
         """
-        kernel = self.get_variable("params", "Conv_0")["kernel"]
+        kernel: jax.Array = self.get_variable("params", "Conv_0")["kernel"]
         products = _first_convolution(images.shape[-1])(
             images, kernel, _STRIDES, _PADDING, dimension_numbers=_LAYOUT
         )
@@ -73,7 +73,8 @@ class ConvSmall(nn.Module):
 
     def rest(self, features: dict[str, jax.Array]) -> jax.Array:
         """Logits `[B, K]` of what `first` made of images, or of a sum of such."""
-        x, bias = features["products"], self.get_variable("params", "Conv_0")["bias"]
+        bias: jax.Array = self.get_variable("params", "Conv_0")["bias"]
+        x = features["products"]
         if "mean" in features:
             x = x / features["mean"][:, None, None, None]
         if x.shape[-1] == self.widths[0]:
@@ -83,7 +84,7 @@ class ConvSmall(nn.Module):
         _, height, width, _ = x.shape
         beyond = _beyond_border(2 * height, 2 * width)[..., None]
         bias = (beyond.astype(x.dtype) + bias).reshape(height, width, -1)
-        second = self.get_variable("params", "Conv_1")
+        second: dict[str, jax.Array] = self.get_variable("params", "Conv_1")
         kernel = second["kernel"].reshape(-1, self.widths[1])
         x = nn.relu(nn.relu(x + bias) @ kernel + second["bias"])
         return self._layers_from(2, x)

@@ -32,7 +32,7 @@ class Mlp(nn.Module):
 
     def first(self, images: jax.Array) -> dict[str, jax.Array]:
         """What of the network is linear in the images: see `ConvSmall.first`."""
-        kernel = self.get_variable("params", "Dense_0")["kernel"]
+        kernel: jax.Array = self.get_variable("params", "Dense_0")["kernel"]
         products = images.reshape(len(images), -1) @ kernel
         if self.unit == "pixels":
             return {"products": products}
