@@ -32,9 +32,11 @@ format: $(VENV)/$(EXTRAS).stamp
 	$(VENV)/bin/ruff check --fix .
 
 # Speed and savings, one script per claim, beside PyTorch; results go to benchmarks/results.
-# DATA is the folder of the original MNIST files.
+# DATA is the folder of the original MNIST files; AUTHORS, if given, a checkout of the code
+# of the paper's authors, which needs statsmodels.
 bench: $(VENV)/bench.stamp
-	$(RUN) benchmarks/throughput.py --out=$(RESULTS)/throughput.jsonl
+	$(RUN) benchmarks/throughput.py $(if $(AUTHORS),--authors=$(AUTHORS)) \
+	    --out=$(RESULTS)/throughput.jsonl
 	$(RUN) benchmarks/throughput.py --model=resnet18_cifar --image=32,32,3 --n=50 \
 	    --block-size=50 --repeats=3 --only flow_laplace power_law --memory \
 	    --out=$(RESULTS)/throughput.jsonl

@@ -2,7 +2,7 @@
 
   python benchmarks/throughput.py --out=benchmarks/results/throughput.jsonl \
       --authors=CHECKOUT
-  python benchmarks/throughput.py --model=resnet18_cifar --image=32,32,3 --n=2000
+  python benchmarks/throughput.py --model=resnet18_cifar --image=32,32,3 --n=50
   python benchmarks/throughput.py --model=resnet18_cifar --image=32,32,3 --n=100000 \
       --dtype=bfloat16 --block-size=5000 --no-torch        (on an accelerator)
 
@@ -52,6 +52,9 @@ def main():
     cli.one_cpu_device_per_core()
     if arguments.memory_of:
         return memory_of(arguments)
+    on_cpu = jax.default_backend() == "cpu"
+    if arguments.shared_block_size is None:
+        arguments.shared_block_size = 50 if on_cpu else arguments.block_size
     shape = tuple(map(int, arguments.image.split(",")))
     image = np.random.default_rng(0).uniform(size=shape).astype(np.float32)
     classify, flops = network(arguments, shape)
@@ -78,7 +81,9 @@ def main():
         "image": shape,
         "dtype": arguments.dtype or "float32",
         "n": arguments.n,
+        "images": IMAGES,
         "block_size": arguments.block_size,
+        "shared_block_size": arguments.shared_block_size,
         "repeats": arguments.repeats,
         "mflop_per_sample": round(flops / 1e6, 3),
         "matmul_gflops": round(peak / 1e9, 1),
@@ -91,7 +96,7 @@ def main():
     }
     Console(width=140).print(table(record))
     print(json.dumps(summary, indent=2), json.dumps(record["memory_mib"]))
-    if jax.default_backend() == "cpu":
+    if on_cpu:
         print("No GPU or TPU here: these are numbers of a CPU.")
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
@@ -114,7 +119,9 @@ def parse():
     )
     parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--authors", type=pathlib.Path, help="checkout of their code")
-    parser.add_argument("--shared-block-size", type=int, default=50)
+    parser.add_argument(
+        "--shared-block-size", type=int, help="default 50 on a CPU, else --block-size"
+    )
     parser.add_argument("--out", type=pathlib.Path)
     return parser.parse_args()
 

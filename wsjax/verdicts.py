@@ -93,10 +93,11 @@ def certify_at(
     With probability at least 1 - alpha over the draws, the smoothed classifier returns
     `label` at every image with the same mass in every channel whose Wasserstein
     distance is less than `radius`. Votes are looked at after `first_look`, twice that,
-    and so on (`sequential.looks`), and `n` at the latest. Radii are tested from the smallest upwards, each
-    at level `alpha` and only if all below it were certified. A wrong verdict then
-    needs the first radius that is too large to be certified, whose own test does so
-    with probability at most `alpha`: several radii cost no more than one.
+    and so on (`sequential.looks`), and `n` at the latest. Radii are tested from the
+    smallest upwards, each at level `alpha` and only if all below it were certified. A
+    wrong verdict then needs the first radius that is too large to be certified, whose
+    own test does so with probability at most `alpha`: several radii cost no more than
+    one.
 
     Args:
       key: used up by this call; the draws are the first ones of `certify`'s.
@@ -247,7 +248,7 @@ def predict_early(
       smoothing: noise law and theorem.
       n: most votes.
       alpha: probability of returning a class that is not the most likely one.
-      first_look: votes before the first look; then twice as many, and so on.
+      first_look: votes before the first look; for the others see `sequential.looks`.
       **counting: as in `certify_at`.
 
     Returns:

@@ -67,16 +67,12 @@ class ConvSmall(nn.Module):
         even = all(size % 2 == 0 for size in products.shape[1:3])
         if even and len(self.widths) > 1 and jax.default_backend() == "cpu":
             products = _windows(products)
-        if self.unit == "pixels":
-            return {"products": products}
-        return {"products": products, "mean": jnp.mean(images, axis=(1, 2, 3))}
+        return linear_features(products, images, self.unit)
 
     def rest(self, features: dict[str, jax.Array]) -> jax.Array:
         """Logits `[B, K]` of what `first` made of images, or of a sum of such."""
         bias: jax.Array = self.get_variable("params", "Conv_0")["bias"]
-        x = features["products"]
-        if "mean" in features:
-            x = x / features["mean"][:, None, None, None]
+        x = features_in_unit(features)
         if x.shape[-1] == self.widths[0]:
             return self._layers_from(1, nn.relu(x + bias))
         # Windows reach over the border. What is there has to be 0 after the ReLU, so
@@ -203,6 +199,32 @@ def in_unit(images: jax.Array, unit: str) -> jax.Array:
     if unit == "mass":
         return images / jnp.mean(images, axis=(1, 2, 3), keepdims=True)
     raise ValueError(f"model.unit={unit!r} is not one of ('pixels', 'mass').")
+
+
+def linear_features(
+    products: jax.Array, images: jax.Array, unit: str
+) -> dict[str, jax.Array]:
+    """What is linear in images: products, and what `features_in_unit` divides them by.
+
+    Args:
+      products: `[B, ...]`, linear in the images.
+      images: `[B, H, W, C]`.
+      unit: as in `in_unit`.
+
+    Returns:
+      Arrays with a leading axis of size B.
+    """
+    if unit == "pixels":
+        return {"products": products}
+    return {"products": products, "mean": jnp.mean(images, axis=(1, 2, 3))}
+
+
+def features_in_unit(features: dict[str, jax.Array]) -> jax.Array:
+    """The products `[B, ...]` that images `in_unit` would have."""
+    x = features["products"]
+    if "mean" not in features:
+        return x
+    return x / features["mean"].reshape(-1, *(1,) * (x.ndim - 1))
 
 
 def _dense(units: int, fan_in: int, name: str) -> nn.Dense:

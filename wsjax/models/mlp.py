@@ -1,10 +1,9 @@
 """Dense layers only: for pictures drawn from a view of few coordinates."""
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
-from wsjax.models.conv import in_unit
+from wsjax.models.conv import features_in_unit, in_unit, linear_features
 
 
 class Mlp(nn.Module):
@@ -34,16 +33,11 @@ class Mlp(nn.Module):
         """What of the network is linear in the images: see `ConvSmall.first`."""
         kernel: jax.Array = self.get_variable("params", "Dense_0")["kernel"]
         products = images.reshape(len(images), -1) @ kernel
-        if self.unit == "pixels":
-            return {"products": products}
-        return {"products": products, "mean": jnp.mean(images, axis=(1, 2, 3))}
+        return linear_features(products, images, self.unit)
 
     def rest(self, features: dict[str, jax.Array]) -> jax.Array:
         """Logits `[B, K]` of what `first` made of images, or of a sum of such."""
-        x = features["products"]
-        if "mean" in features:
-            x = x / features["mean"][:, None]
-        x = x + self.get_variable("params", "Dense_0")["bias"]
+        x = features_in_unit(features) + self.get_variable("params", "Dense_0")["bias"]
         return self._layers_from(1, nn.relu(x))
 
     @nn.compact

@@ -81,8 +81,8 @@ _SCHEMA = {
         # Not the largest radius, but which of these increasing ones are certified, with
         # as few votes as that takes (n0 and n at most), by one class alone:
         "at_radii": (),
-        "beta": 0.0,  # chance of giving up what n votes might certify; 0 for alpha;
-        "first_look": 100,  # votes before the first decision, doubled for the next.
+        "beta": 0.0,  # how often to give up what n votes would certify; 0: alpha.
+        "first_look": 100,  # votes before the first decision; later ones take more.
         # Share of the radius to give away for fewer votes than n; without at_radii.
         "max_radius_loss": 0.0,
         # Images that get the same noise, drawn once: faster, and each certificate holds
