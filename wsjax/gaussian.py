@@ -26,6 +26,7 @@ import numpy as np
 
 from wsjax import spectrum
 from wsjax.flow import flow_shape, image_mass
+from wsjax.metrics import check_ground_metric
 from wsjax.noise import (
     FlowGaussian,
     IidNoise,
@@ -424,10 +425,7 @@ def feature_kappa(features: np.ndarray, ground_metric: str) -> float:
     count, height, width, channels = phi.shape
     if height * width == 1:
         raise ValueError("An image of one pixel has no mass to move.")
-    if ground_metric not in spectrum.GROUND_METRICS:
-        raise ValueError(
-            f"ground_metric={ground_metric!r} is not one of {spectrum.GROUND_METRICS}."
-        )
+    check_ground_metric(ground_metric)
     if ground_metric == "l1":
         steps = (np.diff(phi, axis=axis) for axis in (1, 2))
         squares = [(step**2).sum(axis=0).max(initial=0.0) for step in steps]

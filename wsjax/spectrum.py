@@ -13,7 +13,7 @@ cost `W` moves an image by more than `kappa * W` standard deviations of the nois
 
 import numpy as np
 
-GROUND_METRICS = ("l1", "l2")
+from wsjax.metrics import check_ground_metric
 
 # Relative error of an FFT of the sizes in use, with room to spare.
 _FFT_SLACK = 1e-13
@@ -281,10 +281,7 @@ def torus_distances(height: int, width: int, ground_metric: str) -> np.ndarray:
     Raises:
       ValueError: an unknown metric.
     """
-    if ground_metric not in GROUND_METRICS:
-        raise ValueError(
-            f"ground_metric={ground_metric!r} is not one of {GROUND_METRICS}."
-        )
+    check_ground_metric(ground_metric)
     y = _folded(height)[:, None]
     x = _folded(width)[None, :]
     distances = y + x if ground_metric == "l1" else np.hypot(y, x)

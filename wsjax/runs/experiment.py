@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from wsjax import data, gaussian, models, smoothing, spectrum
+from wsjax import data, gaussian, metrics, models, smoothing
 from wsjax.attacks import registry
 from wsjax.interop import torch_checkpoints
 from wsjax.runs import artefact, manifest
@@ -364,11 +364,7 @@ def make_learned_noise(config: dict[str, Any], images: np.ndarray) -> Any:
             f"a class probability p certifies c Phi^-1(p) pixels x fraction of mass; "
             f"0.04 to 0.12 is usual for MNIST, 0.0001 to 0.001 for CIFAR-10."
         )
-    if settings["ground_metric"] not in spectrum.GROUND_METRICS:
-        raise ValueError(
-            f"smoothing.ground_metric={settings['ground_metric']!r} is not one of "
-            f"{spectrum.GROUND_METRICS}."
-        )
+    metrics.check_ground_metric(settings["ground_metric"])
     common = {
         "certificate_scale": scale,
         "ground_metric": settings["ground_metric"],
