@@ -13,6 +13,7 @@ Open MPI or a TPU tells the processes of each other, else with --coordinator=HOS
 --num_processes=N and --process_id=I. Rows are the same; docs/scaling.md tells more.
 """
 
+import collections
 import logging
 import time
 
@@ -22,6 +23,7 @@ import wsjax
 from wsjax import votes
 from wsjax.runs import cli, cluster, experiment, fewer_votes, manifest, report, streams
 from wsjax.runs import config as configs
+from wsjax.runs.examples import Examples, chosen_indices
 from wsjax.runs.progress import progress
 
 _PROTOCOL = ("n0", "n", "alpha", "use_runner_up")
@@ -32,8 +34,8 @@ _log = logging.getLogger("wsjax")
 def main(config, workdir):
     protocol = dict(config["certify"])
     with cluster.together():
-        examples = experiment.Examples(config["data"], "test")
-        indices = experiment.chosen_indices(config["data"], len(examples))
+        examples = Examples(config["data"], "test")
+        indices = chosen_indices(config["data"], len(examples))
         wsjax.smoothing.check_protocol(**{k: protocol[k] for k in _PROTOCOL})
         fewer_votes.check(protocol)
         trained = cli.trained_dir(workdir)
@@ -76,14 +78,17 @@ def main(config, workdir):
             _log.info("Certifying %d images on %s.", len(indices), manifest.devices())
         # One key per image, or one for all: a row does not depend on which others are
         # run.
-        pairs = (
-            (
-                run_key if shared > 1 else jax.random.fold_in(run_key, i),
-                examples.checked(i),
-            )
-            for i in rows.until_stopped(rows.todo, every=batch)
+        labels = collections.deque()  # Of images that have no row yet.
+
+        def pairs():
+            for i in rows.until_stopped(rows.todo, every=batch):
+                image, label = examples.checked(i)
+                labels.append(label)
+                yield run_key if shared > 1 else jax.random.fold_in(run_key, i), image
+
+        results = fewer_votes.certificates(
+            pairs(), classify, smoothing, protocol, groups
         )
-        results = fewer_votes.certificates(pairs, classify, smoothing, protocol, groups)
         bar = progress(
             rows.todo, desc="certify", unit="image", disable=not cluster.leads()
         )
@@ -95,9 +100,7 @@ def main(config, workdir):
                 count = min(batch, len(rows.todo) - place)
                 seconds, before = (now - before) / count, now
             rows.write(
-                **report.certificate_row(
-                    index, examples[index][1], certificate, seconds
-                )
+                **report.certificate_row(index, labels.popleft(), certificate, seconds)
             )
             rows.check()
     if cluster.leads():

@@ -14,7 +14,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from wsjax import data
-from wsjax.data import pictures, prefetch, tfds_source
+from wsjax.data import photographs, prefetch, tfds_source
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -225,7 +225,7 @@ class ImageNetTfdsTest(absltest.TestCase):
         folder.mkdir(parents=True)
         (folder / "dataset_info.json").write_text("{}")
 
-    def test_gives_the_pictures_of_the_records(self):
+    def test_gives_the_photographs_of_the_records(self):
         contents = [encoded(photograph(seed)) for seed in range(3)]
         records = [
             {"image": content, "label": np.int64(10 * i), "file_name": b"n%d.JPEG" % i}
@@ -241,7 +241,9 @@ class ImageNetTfdsTest(absltest.TestCase):
         (batch,) = images.batches(4)
         np.testing.assert_array_equal(batch.labels, [0, 10, 20])
         for content, image in zip(contents, batch.images, strict=True):
-            expected = pictures.resize_and_crop(pictures.decode(content, ""), 28, 24)
+            expected = photographs.resize_and_crop(
+                photographs.decode(content, ""), 28, 24
+            )
             np.testing.assert_array_equal(image, expected)
 
     def test_format_without_random_access_is_refused(self):
@@ -256,13 +258,13 @@ class ImageNetTfdsTest(absltest.TestCase):
             data.ImageNetTfds(self.dir / "elsewhere", "test")
 
 
-class PicturesTest(parameterized.TestCase):
+class PhotographsTest(parameterized.TestCase):
     @parameterized.parameters("L", "RGB", "CMYK", "P", "RGBA", "LA", "1")
     def test_every_usual_mode_becomes_rgb(self, mode):
         picture = photograph(0).convert(mode)
         file_format = "JPEG" if mode in ("L", "RGB", "CMYK") else "PNG"
 
-        actual = np.array(pictures.decode(encoded(picture, file_format), "x"))
+        actual = np.array(photographs.decode(encoded(picture, file_format), "x"))
 
         self.assertEqual(actual.shape, (40, 60, 3))
         expected = np.array(picture.convert("RGB"), int)
@@ -272,12 +274,12 @@ class PicturesTest(parameterized.TestCase):
         deep = Image.fromarray(np.full((5, 5), 60_000, np.uint16))
 
         with self.assertRaisesRegex(ValueError, "x cannot be decoded: mode I;16"):
-            pictures.decode(encoded(deep, "PNG"), "x")
+            photographs.decode(encoded(deep, "PNG"), "x")
 
     def test_without_resizing_the_view_is_the_central_square(self):
         picture = photograph(0, height=30, width=50)
 
-        actual = pictures.resize_and_crop(picture, resize=30, size=20)
+        actual = photographs.resize_and_crop(picture, resize=30, size=20)
 
         np.testing.assert_array_equal(actual, np.array(picture)[5:25, 15:35])
 
@@ -288,7 +290,7 @@ class PicturesTest(parameterized.TestCase):
         pixels = np.stack([255 * rows / height, 255 * columns / width, 0 * rows], -1)
         picture = Image.fromarray(pixels.astype(np.uint8))
 
-        view = pictures.resize_and_crop(picture, resize=28, size=24)
+        view = photographs.resize_and_crop(picture, resize=28, size=24)
 
         self.assertEqual(view.shape, (24, 24, 3))
         middle = view[11:13, 11:13, :2].mean((0, 1))
@@ -305,7 +307,9 @@ class PicturesTest(parameterized.TestCase):
     def test_random_part_lies_inside_and_has_the_stated_size(self, height, width):
         rng = np.random.default_rng(0)
         for _ in range(200):
-            left, top, right, bottom = pictures._random_box((width, height), rng, 0.08)
+            left, top, right, bottom = photographs._random_box(
+                (width, height), rng, 0.08
+            )
             self.assertTrue(0 <= left < right <= width and 0 <= top < bottom <= height)
             if min(height, width) >= 20:
                 area = (right - left) * (bottom - top)
@@ -319,7 +323,7 @@ class PicturesTest(parameterized.TestCase):
         rng = np.random.default_rng(0)
 
         views = [
-            pictures.random_resized_crop(Image.fromarray(pixels), 16, rng)
+            photographs.random_resized_crop(Image.fromarray(pixels), 16, rng)
             for _ in range(400)
         ]
 
@@ -330,7 +334,7 @@ class PicturesTest(parameterized.TestCase):
         self.enter_context(mock.patch.dict(sys.modules, {"PIL": None}))
 
         with self.assertRaisesRegex(ImportError, r"wsjax\[train\]"):
-            pictures.decode(b"", "x")
+            photographs.decode(b"", "x")
 
 
 class ReadGroupsTest(parameterized.TestCase):

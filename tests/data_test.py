@@ -298,7 +298,6 @@ class DigitsTest(parameterized.TestCase):
 
 class LoadTest(parameterized.TestCase):
     @parameterized.parameters(
-        (("imagenet", "test"), {}, "ImageNetFolder"),
         (("mnits", "test"), {}, "data set 'mnits'.*digits, mnist"),
         (("mnist", "val"), {}, "split 'val'.*train, test"),
         (("mnist", "test"), {"source": "hub"}, "source 'hub'"),

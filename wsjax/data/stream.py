@@ -3,52 +3,46 @@
 import abc
 import operator
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
 
 import numpy as np
 
-from wsjax.data import pictures, prefetch
+from wsjax.data import photographs, prefetch
 from wsjax.data.batches import epoch_batches
+from wsjax.data.source import SPLITS, ImageBatch
 
 # Keeps an image's draws apart from those of `epoch_batches`: NumPy seeds with
 # (seed, epoch) and (seed, epoch, 0) give the same stream.
 _AUGMENT_STREAM = 1
 
 
-class ImageBatch(NamedTuple):
-    """A batch of a streamed data set.
-
-    Attributes:
-      images: `[B, S, S, 3]` uint8.
-      labels: `[B]` int32.
-      indices: `[B]` int64, the images' positions in the data set.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
-    indices: np.ndarray
-
-
 class ImageStream(abc.ABC):
-    """A data set of photographs, read when asked for.
+    """A data set of photographs, read when asked for: a `Source` not in memory.
 
-    A source says how many there are, what they are called, and fetches one.
+    A subclass says how many there are, what they are called, and fetches one.
 
     Attributes:
-      split: "train" or "test".
       num_classes: number of classes.
+      checksum: see the subclass.
       scale: 255.0, what a pixel is divided by to lie in [0, 1].
+      arrays: None.
       image_size: side S of the images handed out.
       resize: short side before the central crop of the evaluation view.
       min_area: smallest share of a photograph in a training view.
     """
 
+    num_classes: int
+    checksum: str
     scale = 255.0
+    arrays = None
 
     def __init__(
-        self, split: str, image_size: int, resize: int, min_area: float
+        self,
+        split: str,
+        image_size: int = 224,
+        resize: int = 256,
+        min_area: float = 0.08,
     ) -> None:
-        if split not in ("train", "test"):
+        if split not in SPLITS:
             raise ValueError(
                 f"Unknown split {split!r}; expected train or test, where test is "
                 f"ImageNet's validation set: the labels of its test set are secret."
@@ -60,10 +54,14 @@ class ImageStream(abc.ABC):
             )
         if not 0 < min_area <= 1:
             raise ValueError(f"min_area={min_area} is outside (0, 1].")
-        self.split = split
         self.image_size = image_size
         self.resize = resize
         self.min_area = min_area
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """`(S, S, 3)`."""
+        return self.image_size, self.image_size, 3
 
     @abc.abstractmethod
     def __len__(self) -> int:
@@ -76,6 +74,10 @@ class ImageStream(abc.ABC):
     @abc.abstractmethod
     def _fetch(self, index: int) -> tuple[bytes, int, str]:
         """Returns a photograph's bytes, its label and where it comes from."""
+
+    def _decode(self, index):
+        content, label, source = self._fetch(index)
+        return photographs.decode(content, source), label
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         """Decodes one image in its evaluation view.
@@ -91,10 +93,9 @@ class ImageStream(abc.ABC):
           IndexError: no such position.
           ValueError: the file is damaged; the message names it.
         """
-        index = range(len(self))[operator.index(index)]
-        content, label, source = self._fetch(index)
-        picture = pictures.decode(content, source)
-        return pictures.resize_and_crop(picture, self.resize, self.image_size), label
+        photograph, label = self._decode(range(len(self))[operator.index(index)])
+        view = photographs.resize_and_crop(photograph, self.resize, self.image_size)
+        return view, label
 
     def augmented(self, index: int, *, seed: int, epoch: int) -> tuple[np.ndarray, int]:
         """Decodes one image in a training view, a function of all three arguments.
@@ -114,13 +115,12 @@ class ImageStream(abc.ABC):
           ValueError: the file is damaged; the message names it.
         """
         index = range(len(self))[operator.index(index)]
-        content, label, source = self._fetch(index)
-        picture = pictures.decode(content, source)
+        photograph, label = self._decode(index)
         rng = np.random.default_rng((seed, epoch, index, _AUGMENT_STREAM))
-        pixels = pictures.random_resized_crop(
-            picture, self.image_size, rng, self.min_area
+        view = photographs.random_resized_crop(
+            photograph, self.image_size, rng, self.min_area
         )
-        return pixels, label
+        return view, label
 
     def batches(
         self, batch_size: int, *, num_threads: int = 8, ahead: int = 2
@@ -165,8 +165,7 @@ class ImageStream(abc.ABC):
           epoch: number of the epoch.
           start_step: batches to skip without decoding them, to resume a run.
           num_threads: threads that decode.
-          ahead: batches decoded ahead of the caller. At most `ahead + 1` batches
-            are in memory.
+          ahead: as in `batches`.
 
         Returns:
           Iterator over `ImageBatch`, with the order of `epoch_batches`.

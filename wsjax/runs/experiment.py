@@ -8,118 +8,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from wsjax import data, gaussian, metrics, models, smoothing
+from wsjax import gaussian, metrics, models, smoothing
 from wsjax.attacks import registry
 from wsjax.interop import torch_checkpoints
 from wsjax.runs import artefact, manifest
+from wsjax.runs.examples import Examples
 from wsjax.training import checkpoints, learned_noise, objectives, optimizers, steps
-
-
-class Examples:
-    """A split of a data set, whether it lies in memory or in a folder of photographs.
-
-    Attributes:
-      data: `data.Dataset`, or an ImageNet stream.
-      name: of the data set.
-      num_classes: number of classes.
-      image_shape: `(H, W, C)`.
-      checksum: of images and labels in order (for ImageNet: of their names).
-    """
-
-    def __init__(self, settings: dict[str, Any], split: str):
-        """Opens the split that a config's `data` block describes; errors of `data`."""
-        self.name = settings["name"]
-        self.data: Any
-        if self.name == "imagenet":
-            self.data = _open_imagenet(settings, split)
-            side = settings["image_size"]
-            self.image_shape = (side, side, 3)
-        else:
-            self.data = data.load(
-                self.name,
-                split,
-                dir=settings["dir"] or None,
-                source=settings["source"],
-            )
-            limit = settings["train_limit"] if split == "train" else 0
-            if limit:
-                self.data = self.data._replace(
-                    images=self.data.images[:limit], labels=self.data.labels[:limit]
-                )
-            self.image_shape = self.data.images.shape[1:]
-        self.checksum = self.data.checksum
-        self.num_classes = self.data.num_classes
-
-    def training_images(self) -> np.ndarray:
-        """All images `[N, H, W, C]` as they are stored, for statistics.
-
-        Raises:
-          ValueError: they do not lie in memory.
-        """
-        if self.name == "imagenet":
-            raise ValueError(
-                "Learned noise takes the statistics of the whole training set, which "
-                "ImageNet does not fit into memory for; use a named noise."
-            )
-        return self.data.images
-
-    def __len__(self) -> int:
-        return len(self.data if self.name == "imagenet" else self.data.labels)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        """Image `[H, W, C]` float32 in [0, 1], and its label."""
-        if self.name == "imagenet":
-            image, label = self.data[index]
-        else:
-            image, label = self.data.images[index], self.data.labels[index]
-        return data.as_float(image, self.data.scale), int(label)
-
-    def checked(self, index: int) -> np.ndarray:
-        """Image `index` alone, refused by name if nothing can be certified about it.
-
-        Raises:
-          ValueError: as `smoothing.check_image`, with the position.
-        """
-        image, _ = self[index]
-        try:
-            smoothing.check_image(image)
-        except ValueError as error:
-            raise ValueError(f"Test image {index} of {self.name}: {error}") from error
-        return image
-
-
-def _open_imagenet(settings, split):
-    kinds: dict[str, Callable] = {
-        "files": data.ImageNetFolder,
-        "tfds": data.ImageNetTfds,
-    }
-    if settings["source"] not in kinds:
-        raise ValueError(
-            f"data.source={settings['source']!r} is not one of {tuple(kinds)}."
-        )
-    return kinds[settings["source"]](
-        settings["dir"],
-        split,
-        image_size=settings["image_size"],
-        resize=settings["resize"],
-    )
-
-
-def chosen_indices(settings: dict[str, Any], count: int) -> range:
-    """Positions of the test images to work on: every `stride`-th of `count`.
-
-    Raises:
-      ValueError: `stride`, `start` or `limit` is outside its range.
-    """
-    stride, start, limit = settings["stride"], settings["start"], settings["limit"]
-    if stride < 1 or limit < 0 or not 0 <= start < count:
-        raise ValueError(
-            f"data.stride={stride}, data.start={start}, data.limit={limit} choose "
-            f"no image of {count}: stride is at least 1, limit at least 0 (for all), "
-            f"start at least 0 and below {count}."
-        )
-    indices = range(start, count, stride)
-    return indices[:limit] if limit else indices
 
 
 def make_model(settings: dict[str, Any], num_classes: int) -> Any:

@@ -1,5 +1,6 @@
 """certify.py with fewer votes: verdicts at fixed radii, and numbers chosen by a pilot."""
 
+import collections
 import json
 import logging
 import pathlib
@@ -14,6 +15,7 @@ from rich.table import Table
 from wsjax import evaluation, sequential, smoothing, verdicts
 from wsjax.runs import cluster, experiment, manifest, report, rows, streams
 from wsjax.runs import config as configs
+from wsjax.runs.examples import Examples
 from wsjax.runs.progress import progress
 from wsjax.runs.signals import StopFlag
 
@@ -139,7 +141,7 @@ def certificates(
 def certify_at_radii(
     config: dict[str, Any],
     workdir: pathlib.Path,
-    examples: experiment.Examples,
+    examples: Examples,
     indices: range,
     classify,
     smooth: smoothing.Smoothing,
@@ -178,11 +180,16 @@ def certify_at_radii(
     run_key = streams.stream_key(config["seed"], streams.CERTIFY)
     with rows.RowWriter(workdir / VERDICTS, COLUMNS) as writer, StopFlag() as stop:
         todo = [index for index in indices if index not in writer.done]
-        pairs: Iterable[tuple[jax.Array, Any]] = (
-            (jax.random.fold_in(run_key, i), examples.checked(i)) for i in todo
-        )
+        labels: collections.deque[int] = collections.deque()
+
+        def pairs() -> Iterator[tuple[jax.Array, Any]]:
+            for i in todo:
+                image, label = examples.checked(i)
+                labels.append(label)
+                yield jax.random.fold_in(run_key, i), image
+
         results = verdicts.certify_each_at(
-            pairs,
+            pairs(),
             classify,
             smooth,
             radii=radii,
@@ -194,7 +201,7 @@ def certify_at_radii(
             progress(todo, desc="certify", unit="image"), results
         ):
             now = time.perf_counter()
-            writer.write(**row(index, examples[index][1], verdict, now - before))
+            writer.write(**row(index, labels.popleft(), verdict, now - before))
             before = now
             stop.check()
     show(workdir)
