@@ -15,7 +15,6 @@ needs JAX.
 
 from wsjax.data.batches import epoch_batches
 from wsjax.data.dataset import Dataset, as_float, make_dataset
-from wsjax.data.imagenet import ImageNetFolder, ImageNetTfds
 from wsjax.data.registry import DATA_SETS, load
 from wsjax.data.source import ImageBatch, Options, Source
 
@@ -23,8 +22,6 @@ __all__ = [
     "DATA_SETS",
     "Dataset",
     "ImageBatch",
-    "ImageNetFolder",
-    "ImageNetTfds",
     "Options",
     "Source",
     "as_float",

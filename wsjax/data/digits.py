@@ -9,7 +9,7 @@ from wsjax.data.source import Options
 NUM_TEST = 360
 
 
-def load(split: str, options: Options | None = None) -> Dataset:
+def load(split: str, _: Options | None = None) -> Dataset:
     """Loads scikit-learn's digits; the last 360 of the 1,797 images are the test set.
 
     Taking every fifth image instead would skew the classes, since the labels run
@@ -18,7 +18,6 @@ def load(split: str, options: Options | None = None) -> Dataset:
 
     Args:
       split: "train" or "test".
-      options: not used.
 
     Returns:
       The `Dataset`: `[N, 8, 8, 1]` images with pixels 0 to 16, so `scale` is 16.

@@ -4,8 +4,6 @@ The folder may hold other photographs, of any sizes: each is cropped to a square
 """
 
 import hashlib
-import os
-from typing import Any
 
 from wsjax.data import class_folders, tfds_source
 from wsjax.data.source import Options
@@ -13,7 +11,7 @@ from wsjax.data.stream import ImageStream
 
 
 def load(split: str, options: Options) -> ImageStream:
-    """Opens a split.
+    """Opens a split; decodes nothing yet.
 
     Args:
       split: "train", or "test" for ImageNet's validation set.
@@ -21,11 +19,15 @@ def load(split: str, options: Options) -> ImageStream:
 
     Returns:
       An `ImageNetFolder`, or an `ImageNetTfds` if `source` is "tfds".
+
+    Raises:
+      FileNotFoundError: no such folder, or not prepared.
+      ValueError: as `class_folders.scan` or `ImageStream`; or tfds prepared it in
+        another format than array_record.
+      ImportError: tfds or array_record is missing.
     """
     kind = ImageNetTfds if options.source == "tfds" else ImageNetFolder
-    return kind(
-        options.dir, split, image_size=options.image_size, resize=options.resize
-    )
+    return kind(split, options)
 
 
 class ImageNetFolder(ImageStream):
@@ -40,20 +42,11 @@ class ImageNetFolder(ImageStream):
         file lists apart, not two contents.
     """
 
-    def __init__(self, dir: str | os.PathLike | None, split: str, **views: Any) -> None:
-        """Lists the files; reads none.
-
-        Args:
-          dir: the folder with `train` and `val`.
-          split: "train", or "test" for ImageNet's validation set.
-          **views: `image_size`, `resize` and `min_area`, see `ImageStream`.
-
-        Raises:
-          FileNotFoundError: no such folder, or `dir` is None.
-          ValueError: as `class_folders.scan`, or sizes that do not fit.
-        """
-        super().__init__(split, **views)
-        self._found = class_folders.scan("ImageNet", dir, split, ("val", "validation"))
+    def __init__(self, split: str, options: Options) -> None:
+        super().__init__(options)
+        self._found = class_folders.scan(
+            "ImageNet", options.dir, split, ("val", "validation")
+        )
         self.classes, self.labels = self._found.classes, self._found.labels
         self.num_classes = len(self.classes)
         digest = hashlib.sha256()
@@ -87,21 +80,9 @@ class ImageNetTfds(ImageStream):
 
     num_classes = 1000
 
-    def __init__(self, dir: str | os.PathLike | None, split: str, **views: Any) -> None:
-        """Opens the prepared data set; decodes nothing.
-
-        Args:
-          dir: the `data_dir` given to tfds.
-          split: "train", or "test" for ImageNet's validation set.
-          **views: `image_size`, `resize` and `min_area`, see `ImageStream`.
-
-        Raises:
-          FileNotFoundError: not prepared under `dir`, or `dir` is None.
-          ValueError: prepared in another format, or sizes that do not fit.
-          ImportError: tfds or array_record is missing.
-        """
-        super().__init__(split, **views)
-        self._folder = tfds_source.find_prepared("imagenet2012", dir)
+    def __init__(self, split: str, options: Options) -> None:
+        super().__init__(options)
+        self._folder = tfds_source.find_prepared("imagenet2012", options.dir)
         self._records = tfds_source.open_sequence(
             self._folder,
             "train" if split == "train" else "validation",

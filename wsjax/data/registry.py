@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from wsjax.data import digits, files, folder, imagenet, npz, tfds_source
-from wsjax.data.source import SPLITS, Options, Source
+from wsjax.data.source import Options, Source
 
 
 def _published(split: str, options: Options) -> Source:
@@ -54,7 +54,7 @@ def load(name: str, split: str, **options: Any) -> Source:
     chosen = Options(name, **options)
     for given, value, known in (
         ("data set", name, DATA_SETS),
-        ("split", split, SPLITS),
+        ("split", split, ("train", "test")),
         ("source", chosen.source, ("files", "tfds")),
     ):
         if value not in known:

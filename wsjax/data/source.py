@@ -7,8 +7,6 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-SPLITS = ("train", "test")
-
 
 class ImageBatch(NamedTuple):
     """Some images of a split.
