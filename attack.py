@@ -10,6 +10,7 @@ beside them, and a curve in the figure and line in the summary with the others t
 in this workdir. A stopped run goes on from the rows it wrote.
 """
 
+import dataclasses
 import logging
 import time
 
@@ -17,7 +18,7 @@ import jax
 import numpy as np
 
 from wsjax.attacks import registry
-from wsjax.runs import attack_report, cli, experiment, manifest, rows, streams
+from wsjax.runs import attack_report, cli, experiment, manifest, rows, streams, trained
 from wsjax.runs import config as configs
 from wsjax.runs.progress import progress
 from wsjax.runs.signals import StopFlag
@@ -32,16 +33,15 @@ def main(config, workdir):
     method = registry.get_method(name)
     settings = experiment.make_attack(config)
     targets = attack_report.chosen_targets(config["attack"]["target"], method)
-    trained = cli.trained_dir(workdir)
-    classify = experiment.restore_classifier(config, trained, examples)
-    smoothing = experiment.restore_smoothing(config, trained, examples)
+    folder = cli.trained_dir(workdir)
+    classify, smoothing = trained.restore(config, folder, examples)
     manifest.record(
         workdir,
         f"attack {name}",
         attack_report.recorded(config),
         data_checksum=examples.checksum,
-        classifier=experiment.fingerprint(classify, smoothing.noise),
-        spread=smoothing.spread,
+        classifier=trained.fingerprint(classify, smoothing.noise),
+        certifier={"scores": dataclasses.asdict(smoothing.scores)},
         may_differ=configs.MAY_DIFFER,
     )
     _log.info("Attacking %d images on %s.", len(indices), manifest.devices())
@@ -79,8 +79,9 @@ def attack(workdir, case, config, examples, indices, classify, smoothing, settin
         ):
             for start in range(0, len(todo), size):
                 group = todo[start : start + size]
-                images = np.stack([examples.checked(index) for index in group])
-                labels = np.array([examples[index][1] for index in group])
+                pairs = [examples.checked(index) for index in group]
+                images = np.stack([image for image, _ in pairs])
+                labels = np.array([label for _, label in pairs])
                 before = time.perf_counter()
                 result = run(
                     images,

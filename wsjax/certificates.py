@@ -163,7 +163,7 @@ def _along_edges(function, scale, ground_metric):
     return ProbabilityScores(function, scale * factor, ground_metric)
 
 
-def _check_sigma(sigma):
+def _check_sigma(sigma: float) -> None:
     if not (isinstance(sigma, numbers.Real) and 0 < sigma < math.inf):
         raise ValueError(f"sigma={sigma!r} is not a positive finite number.")
 

@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import numpy as np
@@ -188,7 +188,7 @@ class VotesAtRadii(VoteCertifier):
         return {**given, "at_radii": (), "beta": 0.0}
 
     @classmethod
-    def from_run(cls, run: Any, **settings: Any) -> "VotesAtRadii":
+    def from_run(cls, run: Any, **settings: Any) -> Self:
         """See `Certifier.from_run`."""
         settings["radii"] = tuple(settings.pop("at_radii"))
         settings["beta"] = settings["beta"] or None

@@ -8,7 +8,7 @@ needs neither images nor classifiers.
 
 import abc
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import numpy as np
@@ -144,6 +144,15 @@ class Certifier(abc.ABC):
         """How many images are certified at a time; results come so many together."""
         return 1
 
+    @property
+    def one_key(self) -> bool:
+        """Whether all images need the same key, as their noise is drawn once."""
+        return False
+
+    @abc.abstractmethod
+    def held(self) -> Any:
+        """Pytree of all arrays that answers depend on; laws of noise count as such."""
+
     def laid_out_for(self, images: int) -> "Certifier":
         """The same certifier, spread over the devices as suits a number of images."""
         del images
@@ -156,7 +165,7 @@ class Certifier(abc.ABC):
 
     @classmethod
     @abc.abstractmethod
-    def from_run(cls, run: Any, **settings: Any) -> "Certifier":
+    def from_run(cls, run: Any, **settings: Any) -> Self:
         """Makes one for a run.
 
         Args:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import jax
 
@@ -94,7 +94,7 @@ class PilotVotes(FixedVotes):
         return {**given, "max_radius_loss": 0.0}
 
     @classmethod
-    def from_run(cls, run: Any, **settings: Any) -> "PilotVotes":
+    def from_run(cls, run: Any, **settings: Any) -> Self:
         """See `Certifier.from_run`."""
         return super().from_run(run, groups=None, **settings)
 

@@ -8,7 +8,7 @@ draw, and no label is looked at.
 import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import numpy as np
@@ -172,11 +172,15 @@ class VoteCertifier(base.Certifier):
         return {**own, **layout}
 
     @classmethod
-    def from_run(cls, run: Any, **settings: Any) -> "VoteCertifier":
+    def from_run(cls, run: Any, **settings: Any) -> Self:
         """See `Certifier.from_run`."""
         layout = {k: settings.pop(k) for k in ("block_size", "backend", "groups")}
         counting = Counting(**layout)
         return cls(run.classify, run.smoothing, counting=counting, **settings)
+
+    def held(self) -> Any:
+        """The classifier and the law."""
+        return votes.as_argument(self.classify), self.smoothing.noise
 
     def counter(self, most_per_block: int | None = None) -> Counter:
         """Counts votes as the certifier does.
@@ -286,6 +290,11 @@ class FixedVotes(VoteCertifier):
         """Images of one call of the counter."""
         return (self.counting.groups or 1) * self.share_draws
 
+    @property
+    def one_key(self) -> bool:
+        """Where draws are shared."""
+        return self.share_draws > 1
+
     def laid_out_for(self, images: int) -> "FixedVotes":
         """Chooses `counting.groups` where that is 0; see `votes.choose_groups`."""
         if self.counting.groups != 0:
@@ -371,7 +380,7 @@ class FixedVotes(VoteCertifier):
         alpha = recorded["alpha"]
         answers = [prediction_from_votes(fresh, alpha).label for _, fresh in pairs]
 
-        def under(theorem):
+        def under(theorem) -> tuple[np.ndarray, np.ndarray]:
             found = [
                 certificate_from_votes(
                     *pair,
@@ -391,10 +400,9 @@ class FixedVotes(VoteCertifier):
             Outcomes(
                 bound,
                 *under(theorem),
-                np.array(answers),
-                passes,
-                None,
-                rows["votes"],
+                predictions=np.array(answers),
+                passes=passes,
+                votes=rows["votes"],
             )
             for bound, theorem in theorems.items()
         ]
@@ -512,9 +520,9 @@ def certificate_from_votes(
         runner_up = min(runner_up, 1.0 - p_lower)
     else:
         p_lower = float(confidence.lower_bound(estimation_votes[selected], n, alpha))
-    own, others = map(float, theorem.bounds(p_lower, runner_up))
+    own, rest = map(float, theorem.bounds(p_lower, runner_up))
     # The scores of one class and, as a bound, of any other.
-    decision = scores.decide(np.array([own, -np.inf]), np.array([np.inf, others]), 0)
+    decision = scores.decide(np.array([own, -np.inf]), np.array([np.inf, rest]), 0)
     return base.from_decision(
         decision._replace(label=selected if decision.label == 0 else ABSTAIN),
         selected,

@@ -16,7 +16,8 @@ from wsjax.attacks.registry import METHODS, Method
 from wsjax.runs import config as configs
 from wsjax.runs import manifest, report
 from wsjax.runs.rows import Rows, read_rows
-from wsjax.smoothing import ABSTAIN, Smoothing
+from wsjax.scores import ABSTAIN
+from wsjax.smoothing import Smoothing
 from wsjax.transport import MASS_TOLERANCE, exact_flow
 
 TARGETS = ("base", "smoothed")

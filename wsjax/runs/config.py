@@ -7,6 +7,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from wsjax.attacks.registry import METHODS
+from wsjax.certifiers.registry import KINDS, get_kind
 
 
 class Required(NamedTuple):
@@ -15,9 +16,18 @@ class Required(NamedTuple):
     type: type
 
 
+def _of_all_kinds():
+    """Every setting that some kind of certifier has, with its default."""
+    found: dict[str, Any] = {}
+    for kind in KINDS.values():
+        for key, default in kind.settings().items():
+            assert found.setdefault(key, default) == default, (kind, key)
+    return found
+
+
 # Every key a config may hold; a value here is the default. One `smoothing` block
 # serves training, certification and attack, so they cannot disagree.
-_SCHEMA = {
+_SCHEMA: dict[str, Any] = {
     "seed": 0,
     "data": {
         "name": Required(str),  # digits, mnist, fashion_mnist, cifar10, imagenet.
@@ -73,25 +83,9 @@ _SCHEMA = {
         "checkpoint_every": 1,
         "evaluate_every": 1,
     },
-    "certify": {
-        "n0": Required(int),
-        "n": Required(int),
-        "alpha": Required(float),
-        "use_runner_up": "never",  # "always", or "auto": where it promises more.
-        # Not the largest radius, but which of these increasing ones are certified, with
-        # as few votes as that takes (n0 and n at most), by one class alone:
-        "at_radii": (),
-        "beta": 0.0,  # how often to give up what n votes would certify; 0: alpha.
-        "first_look": 100,  # votes before the first decision; later ones take more.
-        # Share of the radius to give away for fewer votes than n; without at_radii.
-        "max_radius_loss": 0.0,
-        # Images that get the same noise, drawn once: faster, and each certificate holds
-        # as before, but their errors are no longer independent.
-        "share_draws": 1,
-        "block_size": 250,
-        "backend": "pmap",
-        "groups": 0,  # Of devices, each with an image of its own; 0 chooses.
-    },
+    # One kind of certifier, by name or by the setting that only it has; those of other
+    # kinds are left alone. Documented there: `wsjax.certifiers`.
+    "certify": {"method": "", **_of_all_kinds()},
     "attack": {
         "method": "flow",  # Or "sinkhorn", "capacity", "dual".
         "target": "both",  # "base", "smoothed" or "both".
@@ -167,25 +161,33 @@ def resolve(config: ml_collections.ConfigDict) -> dict[str, Any]:
       ConfigError: an unknown or missing key, or a wrong type; with suggestions.
     """
     given = config.to_dict() if hasattr(config, "to_dict") else dict(config)
-    return _resolve_block(given, _SCHEMA, "config")
+    resolved = _resolve_block(given, _SCHEMA, "config")
+    return {**resolved, "certify": _of_one_kind(resolved["certify"])}
+
+
+def _of_one_kind(block):
+    """The `certify` block with the settings of the kind it means, and no others."""
+    defaults = _SCHEMA["certify"]
+    changed = [key for key in defaults if block[key] != defaults[key]]
+    meant = [name for name, kind in KINDS.items() if kind.trigger in changed]
+    name = block["method"] or next(iter(meant), next(iter(KINDS)))
+    try:
+        kind = get_kind(name)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    chosen = {key: block[key] for key in kind.settings()}
+    for key in changed:
+        if key not in (*chosen, *kind.ignores, "method"):
+            raise ConfigError(
+                f"config.certify.{key}={block[key]!r} means nothing to "
+                f"config.certify.method={name!r}; set it to {defaults[key]!r}."
+            )
+    return {"method": name, **chosen}
 
 
 def select(resolved: dict[str, Any], *blocks: str) -> dict[str, Any]:
-    """The part of a resolved config that one script's results depend on.
-
-    Ways to spend fewer votes and draws are left out where they are off: rows from before there
-    were such settings can be added to.
-    """
-    chosen = {key: resolved[key] for key in ("seed", *blocks)}
-    if "certify" in chosen:
-        certify = chosen["certify"]
-        off = {
-            *(() if certify["at_radii"] else ("at_radii", "beta", "first_look")),
-            *(() if certify["max_radius_loss"] else ("max_radius_loss",)),
-            *(() if certify["share_draws"] != 1 else ("share_draws",)),
-        }
-        chosen["certify"] = {k: v for k, v in certify.items() if k not in off}
-    return chosen
+    """The part of a resolved config that one script's results depend on."""
+    return {key: resolved[key] for key in ("seed", *blocks)}
 
 
 def _resolve_block(given, schema, path):

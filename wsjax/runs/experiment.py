@@ -1,6 +1,5 @@
 """From a resolved config to objects: examples, model, noise, trained classifier."""
 
-import hashlib
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -8,11 +7,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from wsjax import data, gaussian, metrics, models, smoothing
+from wsjax import data, metrics, models, smoothing
 from wsjax.attacks import registry
-from wsjax.interop import torch_checkpoints
+from wsjax.images import check_image
 from wsjax.runs import artefact, manifest
-from wsjax.training import checkpoints, learned_noise, objectives, optimizers, steps
+from wsjax.training import learned_noise, objectives, optimizers, steps
 
 
 class Examples:
@@ -74,18 +73,18 @@ class Examples:
             image, label = self.data.images[index], self.data.labels[index]
         return data.as_float(image, self.data.scale), int(label)
 
-    def checked(self, index: int) -> np.ndarray:
-        """Image `index` alone, refused by name if nothing can be certified about it.
+    def checked(self, index: int) -> tuple[np.ndarray, int]:
+        """`self[index]`, refused by name if nothing can be certified about the image.
 
         Raises:
-          ValueError: as `smoothing.check_image`, with the position.
+          ValueError: as `images.check_image`, with the position.
         """
-        image, _ = self[index]
+        image, label = self[index]
         try:
-            smoothing.check_image(image)
+            check_image(image)
         except ValueError as error:
             raise ValueError(f"Test image {index} of {self.name}: {error}") from error
-        return image
+        return image, label
 
 
 def _open_imagenet(settings, split):
@@ -255,57 +254,6 @@ def trace_state(
     )
 
 
-def restore_classifier(
-    config: dict[str, Any], workdir: pathlib.Path, examples: Examples
-) -> Callable[[jax.Array], jax.Array]:
-    """The base classifier of a run directory, or of `config.model.checkpoint`.
-
-    Args:
-      config: resolved.
-      workdir: where train.py wrote.
-      examples: the data it is used on.
-
-    Returns:
-      `images [B, H, W, C] -> logits [B, K]`, as `models.classifier` makes it.
-
-    Raises:
-      ValueError: nothing is there, or it belongs to another model or data set.
-    """
-    module = make_model(config["model"], examples.num_classes)
-    if learns_noise(config):
-        stored = load_artefact(config, workdir, examples)
-        return models.classifier(module, stored.variables)
-    if config["model"]["checkpoint"]:
-        variables = torch_checkpoints.load_variables(
-            config["model"]["checkpoint"], module, examples.image_shape
-        )
-        return models.classifier(module, variables)
-    checkpoints.check_description(workdir, description(config, examples))
-    # Any schedule gives the right structure: only the variables are used.
-    like = trace_state(module, examples.image_shape, config["train"])
-    store = checkpoints.Checkpoints(workdir)
-    try:
-        state = store.restore(like)
-    finally:
-        store.close()
-    return models.classifier(module, state.variables)
-
-
-def fingerprint(classify: Callable, law: Any = None) -> str:
-    """Hex SHA-256 of the arrays of a restored classifier, and of learned noise if any.
-
-    Shapes and dtypes are included.
-    """
-    digest = hashlib.sha256()
-    held = {} if law is None else vars(law)
-    arrays = [part for part in held.values() if isinstance(part, np.ndarray)]
-    for leaf in [*jax.tree.leaves(classify), *arrays]:
-        array = np.asarray(leaf)
-        digest.update(f"{array.dtype}{array.shape}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
-
-
 LEARNED = ("learned_view", "learned_spectrum")
 
 
@@ -330,10 +278,10 @@ def make_smoothing(
       ValueError: as `smoothing.make_smoothing`, or the noise is a learned one.
     """
     settings = config["smoothing"]
-    if settings["noise"] not in smoothing.NOISES:
+    if settings["noise"] not in smoothing.LAWS:
         raise ValueError(
             f"smoothing.noise={settings['noise']!r} is not one of "
-            f"{(*smoothing.NOISES, *LEARNED)}."
+            f"{(*smoothing.LAWS, *LEARNED)}."
         )
     _check_unused(settings, "certificate_scale")
     keys = ("noise", "sigma", "ground_metric", "certificate", "wrap", "gamma")
@@ -356,7 +304,7 @@ def make_learned_noise(config: dict[str, Any], images: np.ndarray) -> Any:
       ValueError: a setting is outside its range.
     """
     settings = config["smoothing"]
-    _check_learned(settings)
+    check_learned(settings)
     scale = settings["certificate_scale"]
     if not 0 < scale < float("inf"):
         raise ValueError(
@@ -383,7 +331,8 @@ def make_learned_noise(config: dict[str, Any], images: np.ndarray) -> Any:
     )
 
 
-def _check_learned(settings):
+def check_learned(settings: dict[str, Any]) -> None:
+    """Refuses settings of the `smoothing` block that mean nothing to learned noise."""
     for name in ("sigma", "wrap"):
         _check_unused(settings, name)
     # Raises if there is no such theorem about Gaussian noise.
@@ -416,10 +365,7 @@ def save_artefact(
     """
     law = noise.freeze(jax.device_get(state.noise))
     metric = config["smoothing"]["ground_metric"]
-    claim = {
-        "ground_metric": metric,
-        "kappa": gaussian.kappa(law, law.image_shape, metric),
-    }
+    scores = smoothing.gaussian_scores(law, law.image_shape, metric)
     provenance = {
         "config": {key: config[key] for key in ("seed", "model", "smoothing", "train")},
         "versions": manifest.versions(),
@@ -431,58 +377,7 @@ def save_artefact(
             law,
             jax.tree.map(np.asarray, state.variables),
             description(config, examples),
-            claim,
+            scores,
             provenance,
         ),
-    )
-
-
-def load_artefact(
-    config: dict[str, Any], workdir: pathlib.Path, examples: Examples
-) -> artefact.Artefact:
-    """The stored classifier and noise of a config with learned noise.
-
-    Raises:
-      ValueError: as `artefact.load`; or the config asks for another certificate
-        scale or kind of noise than what is stored.
-    """
-    _check_learned(config["smoothing"])
-    path = config["model"]["checkpoint"] or pathlib.Path(workdir) / artefact.NAME
-    stored = artefact.load(pathlib.Path(path), description(config, examples))
-    settings, claim = config["smoothing"], stored.claim
-    scale = 1.0 / claim["kappa"]
-    trained = stored.provenance["config"]["smoothing"]["noise"]
-    if trained != settings["noise"]:
-        raise ValueError(
-            f"{path} holds noise {trained!r}, the config says "
-            f"smoothing.noise={settings['noise']!r}."
-        )
-    wanted = settings["certificate_scale"]
-    if claim["ground_metric"] == settings["ground_metric"] and not np.isclose(
-        scale, wanted, rtol=1e-3
-    ):
-        raise ValueError(
-            f"{path} was trained for the certificate scale {scale:.6g}, the config says "
-            f"smoothing.certificate_scale={wanted!r}. Pass --config.smoothing."
-            f"certificate_scale={scale:.6g} to certify it as it is."
-        )
-    return stored
-
-
-def restore_smoothing(
-    config: dict[str, Any], workdir: pathlib.Path, examples: Examples
-) -> smoothing.Smoothing:
-    """The `Smoothing` that belongs to `restore_classifier`'s classifier.
-
-    For learned noise, the law is read from the stored file and `kappa` computed anew.
-
-    Raises:
-      ValueError: as `make_smoothing` or `load_artefact`.
-    """
-    if not learns_noise(config):
-        return make_smoothing(config, examples.image_shape)
-    return smoothing.gaussian_smoothing(
-        load_artefact(config, workdir, examples).law,
-        examples.image_shape,
-        config["smoothing"]["ground_metric"],
     )
