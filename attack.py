@@ -20,6 +20,7 @@ import numpy as np
 from wsjax.attacks import registry
 from wsjax.runs import attack_report, cli, experiment, manifest, rows, streams, trained
 from wsjax.runs import config as configs
+from wsjax.runs.examples import Examples, chosen_indices
 from wsjax.runs.progress import progress
 from wsjax.runs.signals import StopFlag
 
@@ -27,8 +28,8 @@ _log = logging.getLogger("wsjax")
 
 
 def main(config, workdir):
-    examples = experiment.Examples(config["data"], "test")
-    indices = experiment.chosen_indices(config["data"], len(examples))
+    examples = Examples(config["data"], "test")
+    indices = chosen_indices(config["data"], len(examples))
     name = config["attack"]["method"]
     method = registry.get_method(name)
     settings = experiment.make_attack(config)
@@ -79,9 +80,8 @@ def attack(workdir, case, config, examples, indices, classify, smoothing, settin
         ):
             for start in range(0, len(todo), size):
                 group = todo[start : start + size]
-                pairs = [examples.checked(index) for index in group]
-                images = np.stack([image for image, _ in pairs])
-                labels = np.array([label for _, label in pairs])
+                images, labels = zip(*map(examples.checked, group), strict=True)
+                images, labels = np.stack(images), np.array(labels)
                 before = time.perf_counter()
                 result = run(
                     images,

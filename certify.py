@@ -18,8 +18,9 @@ import logging
 
 import jax
 
-from wsjax.runs import cli, cluster, experiment, manifest, report, streams, trained
+from wsjax.runs import cli, cluster, manifest, report, streams, trained
 from wsjax.runs import config as configs
+from wsjax.runs.examples import Examples, chosen_indices
 from wsjax.runs.progress import progress, timed
 
 _log = logging.getLogger("wsjax")
@@ -27,8 +28,8 @@ _log = logging.getLogger("wsjax")
 
 def main(config, workdir):
     with cluster.together():
-        examples = experiment.Examples(config["data"], "test")
-        indices = experiment.chosen_indices(config["data"], len(examples))
+        examples = Examples(config["data"], "test")
+        indices = chosen_indices(config["data"], len(examples))
         folder = cli.trained_dir(workdir)
         certifier = trained.make_certifier(config, folder, examples)
         if cluster.several() and not certifier.several_processes:

@@ -11,14 +11,15 @@ import logging
 
 from wsjax.runs import cli, experiment, manifest, streams
 from wsjax.runs import config as configs
+from wsjax.runs.examples import Examples
 from wsjax.training import checkpoints, loop, steps
 
 _log = logging.getLogger("wsjax")
 
 
 def main(config, workdir):
-    train_set = experiment.Examples(config["data"], "train")
-    test_set = experiment.Examples(config["data"], "test")
+    train_set = Examples(config["data"], "train")
+    test_set = Examples(config["data"], "test")
     settings = config["train"]
     # Everything is built before anything is recorded: a run directory should not
     # remember a config that cannot work.

@@ -8,7 +8,6 @@ import os
 import pathlib
 import pickle
 import tempfile
-import types
 from unittest import mock
 
 import chex
@@ -21,6 +20,7 @@ from safetensors.numpy import save_file
 
 from wsjax import gaussian
 from wsjax.runs import artefact, config, experiment
+from wsjax.runs.examples import Examples
 from wsjax.training import checkpoints, learned_noise, steps
 
 SHAPE = (4, 5, 3)
@@ -357,7 +357,7 @@ class RefusalTest(Folder):
 
 
 class Digits:
-    """As much of `experiment.Examples` as storing and restoring look at."""
+    """As much of `Examples` as storing and restoring look at."""
 
     name, num_classes, image_shape = "digits", 3, (8, 8, 1)
 
@@ -570,9 +570,10 @@ class NoiseSettingsTest(chex.TestCase):
         self.assertAlmostEqual(ratio, 2.0**gamma, delta=1e-4)
 
     def test_learned_noise_needs_the_images_in_memory(self):
-        photographs = types.SimpleNamespace(name="imagenet")
-        with self.assertRaisesRegex(ValueError, "ImageNet does not fit.*named noise"):
-            experiment.Examples.training_images(photographs)
+        photographs = mock.Mock(data=mock.Mock(arrays=None))
+        photographs.name = "imagenet"
+        with self.assertRaisesRegex(ValueError, "imagenet does not fit.*named noise"):
+            Examples.training_images(photographs)
 
 
 if __name__ == "__main__":

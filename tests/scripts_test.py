@@ -26,6 +26,7 @@ from wsjax.runs import (
     streams,
 )
 from wsjax.runs import rows as rows_of_runs
+from wsjax.runs.examples import Examples
 from wsjax.runs.rows import read_rows
 
 # Sends the process SIGTERM as it has written the row of image 6.
@@ -113,7 +114,7 @@ class ScriptsTest(chex.TestCase):
     def test_rows_are_what_certify_returns(self):
         # In this process there are eight devices: the votes are the same.
         settings = config.resolve(tiny_runs.load_config(self.config))
-        examples = experiment.Examples(settings["data"], "test")
+        examples = Examples(settings["data"], "test")
         classify = experiment.restore_classifier(settings, self.whole, examples)
         smoothing = experiment.make_smoothing(settings, examples.image_shape)
         key = streams.stream_key(7, streams.CERTIFY)
@@ -383,7 +384,7 @@ class LearnedNoiseTest(_OneConfig):
         chex.assert_trees_all_equal(again.variables, self.first.variables)
         # The noise that is stored was trained: it is not what it began with.
         settings = config.resolve(tiny_runs.load_config(self.config))
-        images = experiment.Examples(settings["data"], "train").training_images()
+        images = Examples(settings["data"], "train").training_images()
         noise = experiment.make_learned_noise(settings, images)
         start = noise.freeze(noise.init())
         moved = np.abs(start.features - again.law.features).max()
@@ -392,7 +393,7 @@ class LearnedNoiseTest(_OneConfig):
     def test_rows_are_what_certify_returns(self):
         self.finished("certified")
         settings = config.resolve(tiny_runs.load_config(self.config))
-        examples = experiment.Examples(settings["data"], "test")
+        examples = Examples(settings["data"], "test")
         classify = experiment.restore_classifier(settings, self.whole, examples)
         smoothing = experiment.restore_smoothing(settings, self.whole, examples)
         self.assertAlmostEqual(1 / smoothing.spread / 0.02, 1.0, delta=1e-5)
@@ -537,7 +538,7 @@ class FewerVotesTest(_OneConfig):
 
     def restored(self):
         settings = config.resolve(tiny_runs.load_config(self.config))
-        examples = experiment.Examples(settings["data"], "test")
+        examples = Examples(settings["data"], "test")
         classify = experiment.restore_classifier(settings, self.whole, examples)
         smoothing = experiment.restore_smoothing(settings, self.whole, examples)
         return examples, classify, smoothing

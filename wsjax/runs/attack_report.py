@@ -241,7 +241,7 @@ def show_attacks(workdir: pathlib.Path, examples: Any, pictures: int) -> None:
 
     Args:
       workdir: where attack.py wrote.
-      examples: `experiment.Examples` of the attacked images.
+      examples: `Examples` of the attacked images.
       pictures: how many successes to draw per attack and classifier.
 
     Raises:

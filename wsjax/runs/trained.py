@@ -14,6 +14,7 @@ from wsjax.certifiers import registry
 from wsjax.certifiers.base import Certifier
 from wsjax.interop import torch_checkpoints
 from wsjax.runs import artefact, experiment
+from wsjax.runs.examples import Examples
 from wsjax.training import checkpoints
 
 
@@ -30,7 +31,7 @@ class Trained(NamedTuple):
 
 
 def restore(
-    config: dict[str, Any], workdir: pathlib.Path, examples: experiment.Examples
+    config: dict[str, Any], workdir: pathlib.Path, examples: Examples
 ) -> Trained:
     """The classifier of a run directory, or of `config.model.checkpoint`.
 
@@ -102,7 +103,7 @@ class Run:
         self,
         config: dict[str, Any],
         workdir: pathlib.Path,
-        examples: experiment.Examples,
+        examples: Examples,
     ):
         """Remembers; arguments as `restore`."""
         self._config, self._workdir, self._examples = config, workdir, examples
@@ -126,13 +127,13 @@ class Run:
         """That of the config."""
         return self._config["smoothing"]["ground_metric"]
 
-    def training_set(self) -> experiment.Examples:
+    def training_set(self) -> Examples:
         """The training split."""
-        return experiment.Examples(self._config["data"], "train")
+        return Examples(self._config["data"], "train")
 
 
 def make_certifier(
-    config: dict[str, Any], workdir: pathlib.Path, examples: experiment.Examples
+    config: dict[str, Any], workdir: pathlib.Path, examples: Examples
 ) -> Certifier:
     """The certifier of a config's `certify` block.
 
