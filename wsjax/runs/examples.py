@@ -1,11 +1,10 @@
 """The images that a script works on, as its config's `data` block chooses them."""
 
-import dataclasses
-from typing import Any
-
 import numpy as np
 
-from wsjax import data, smoothing
+from wsjax import data
+from wsjax.images import check_image
+from wsjax.runs.config import DataBlock, pick
 
 
 class Examples:
@@ -19,18 +18,17 @@ class Examples:
       checksum: of images and labels in order (for ImageNet: of their names).
     """
 
-    def __init__(self, settings: dict[str, Any], split: str):
+    def __init__(self, block: DataBlock, split: str):
         """Opens the split that a config's `data` block describes.
 
         Raises:
           ValueError, FileNotFoundError, ImportError: as `data.load`; or `train_limit` is
             negative, or set for a data set that is not in memory.
         """
-        self.name = settings["name"]
-        fields = {field.name for field in dataclasses.fields(data.Options)}
-        options = {key: value for key, value in settings.items() if key in fields}
+        self.name = block.name
+        options = vars(pick(data.Options, block))
         self.data = data.load(split=split, **options)
-        limit = settings["train_limit"] if split == "train" else 0
+        limit = block.train_limit if split == "train" else 0
         if limit:
             if not isinstance(self.data, data.Dataset):
                 raise ValueError(
@@ -67,28 +65,11 @@ class Examples:
         """As `examples[index]`, refused by name if nothing can be certified about it.
 
         Raises:
-          ValueError: as `smoothing.check_image`, with the position.
+          ValueError: as `images.check_image`, with the position.
         """
         image, label = self[index]
         try:
-            smoothing.check_image(image)
+            check_image(image)
         except ValueError as error:
             raise ValueError(f"Test image {index} of {self.name}: {error}") from error
         return image, label
-
-
-def chosen_indices(settings: dict[str, Any], count: int) -> range:
-    """Positions of the test images to work on: every `stride`-th of `count`.
-
-    Raises:
-      ValueError: `stride`, `start` or `limit` is outside its range.
-    """
-    stride, start, limit = settings["stride"], settings["start"], settings["limit"]
-    if stride < 1 or limit < 0 or not 0 <= start < count:
-        raise ValueError(
-            f"data.stride={stride}, data.start={start}, data.limit={limit} choose "
-            f"no image of {count}: stride is at least 1, limit at least 0 (for all), "
-            f"start at least 0 and below {count}."
-        )
-    indices = range(start, count, stride)
-    return indices[:limit] if limit else indices

@@ -183,19 +183,33 @@ def _noisy_accuracy(measure, state, key, test_data, batch_size=500):
     return float(np.sum(jax.device_get(correct)) / len(test_data))
 
 
-def check_settings(train_data: data.Source, *, batch_size: int, **periods: int) -> None:
+def check_settings(
+    train_data: data.Source,
+    *,
+    batch_size: int,
+    num_epochs: int,
+    checkpoint_every: int = 1,
+    evaluate_every: int = 1,
+) -> None:
     """Refuses settings that `train` could not work with, before anything is written.
 
     Args:
       train_data: as in `train`.
       batch_size: images per step.
-      **periods: `num_epochs`, `checkpoint_every`, `evaluate_every`.
+      num_epochs: see there, as are the others.
+      checkpoint_every: see there.
+      evaluate_every: see there.
 
     Raises:
       ValueError: a number is not positive, or a batch fits neither the training set
         nor the devices.
     """
-    _check_positive(batch_size=batch_size, **periods)
+    _check_positive(
+        batch_size=batch_size,
+        num_epochs=num_epochs,
+        checkpoint_every=checkpoint_every,
+        evaluate_every=evaluate_every,
+    )
     if batch_size > len(train_data):
         raise ValueError(
             f"batch_size={batch_size} is more than the {len(train_data)} "
