@@ -13,7 +13,7 @@ from absl.testing import absltest, parameterized
 
 from wsjax import data
 from wsjax.runs import config as configs
-from wsjax.runs.examples import Examples, chosen_indices
+from wsjax.runs.examples import Examples
 from wsjax.runs.rows import read_rows
 
 # All that the author of a data set writes: this file, and one line of the registry.
@@ -91,7 +91,7 @@ class ExamplesTest(parameterized.TestCase):
         (self.dir / "config").mkdir(exist_ok=True)
         config = tiny_runs.load_config(tiny_runs.write_config(self.dir / "config"))
         config.data = block
-        return configs.resolve(config)["data"]
+        return configs.resolve(config).data
 
     def test_images_are_floating_point_with_their_labels(self):
         examples = self.open()
@@ -143,7 +143,7 @@ class ExamplesTest(parameterized.TestCase):
         self.assertEqual((len(train), train.num_classes), (3, 3))
         self.assertEqual(train.checksum, self.open("train").checksum)
         self.assertLen(test, 5)
-        with self.assertRaisesRegex(ValueError, "first -1 images"):
+        with self.assertRaisesRegex(configs.ConfigError, "train_limit=-1"):
             self.open("train", train_limit=-1)
 
     def test_a_stream_is_read_through_the_same_interface(self):
@@ -178,13 +178,16 @@ class ExamplesTest(parameterized.TestCase):
 
     def test_every_option_is_a_setting(self):
         block = self.block(name="npz")
-        fields = set(data.Options.__dataclass_fields__)
-        self.assertContainsSubset(fields - {"verify"}, block)
-        self.assertEqual(data.Options("npz", dir="").image_size, block["image_size"])
-        self.assertEqual(data.Options("npz", dir="").resize, block["resize"])
+        self.assertContainsSubset(
+            set(vars(data.Options("npz"))) - {"verify"}, vars(block)
+        )
+        for name in ("source", "image_size", "resize"):
+            self.assertEqual(
+                getattr(data.Options("npz"), name), getattr(block, name), name
+            )
 
 
-class ChosenIndicesTest(parameterized.TestCase):
+class ChosenTest(parameterized.TestCase):
     @parameterized.parameters(
         ((1, 0, 0), range(10)),
         ((3, 0, 0), [0, 3, 6, 9]),
@@ -194,13 +197,15 @@ class ChosenIndicesTest(parameterized.TestCase):
     )
     def test_every_stride_th_from_start_at_most_limit(self, numbers, expected):
         block = dict(zip(("stride", "start", "limit"), numbers))
-        self.assertEqual(list(chosen_indices(block, 10)), list(expected))
+        chosen = configs.DataBlock(name="digits", **block).chosen(10)
+        self.assertEqual(list(chosen), list(expected))
 
-    @parameterized.parameters((0, 0, 0), (1, 10, 0), (1, -1, 0), (1, 0, -1))
-    def test_refuses_what_chooses_no_image(self, *numbers):
-        block = dict(zip(("stride", "start", "limit"), numbers))
-        with self.assertRaisesRegex(ValueError, "choose no image of 10"):
-            chosen_indices(block, 10)
+    @parameterized.parameters(
+        ("stride", 0), ("start", 10), ("start", -1), ("limit", -1)
+    )
+    def test_refuses_what_chooses_no_image(self, name, value):
+        with self.assertRaisesRegex(configs.ConfigError, f"data.{name}={value}"):
+            configs.DataBlock(name="digits", **{name: value}).chosen(10)
 
 
 if __name__ == "__main__":

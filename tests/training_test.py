@@ -309,9 +309,7 @@ class LoopTest(chex.TestCase):
         self.addCleanup(logger.removeHandler, handler)
         with jax.log_compiles():
             # An optimizer of its own: nothing is compiled for it yet.
-            train(
-                self.folder, num_epochs=4, make_optimizer=lambda _: own, perturb=None
-            )
+            train(self.folder, num_epochs=4, make_optimizer=lambda _: own, perturb=None)
         self.assertLen(compiled, 2, "one training step, one evaluation step")
 
     def test_eight_devices_train_like_one(self):
