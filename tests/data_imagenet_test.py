@@ -62,6 +62,7 @@ class ImageNetFolderTest(parameterized.TestCase):
         self.assertEqual(names, expected)
         np.testing.assert_array_equal(images.labels, np.repeat([0, 1, 2], 4))
         self.assertEqual(images.labels.dtype, np.int32)
+        self.assertFalse(images.labels.flags.writeable)
         self.assertEqual((images.num_classes, images.scale), (3, 255))
 
     def test_classes_are_sorted_whatever_the_file_system_says(self):

@@ -113,9 +113,7 @@ def _opened(path):
 
 
 def _whole(member):
-    array = np.lib.format.read_array(member, allow_pickle=False)
-    member.read()  # To the end, where the checksum is compared.
-    return array
+    return np.lib.format.read_array(member, allow_pickle=False)
 
 
 def _header(member):
