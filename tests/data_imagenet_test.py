@@ -114,6 +114,7 @@ class ImageNetFolderTest(parameterized.TestCase):
         batches = list(images.batches(5))
 
         self.assertEqual([len(batch.labels) for batch in batches], [5, 5, 2])
+        self.assertEqual([len(batch.labels) for batch in images.batches(11)], [11, 1])
         self.assertEqual(batches[0].images.shape, (5, 24, 24, 3))
         self.assertEqual(batches[0].labels.dtype, np.int32)
         joined = data.ImageBatch(*map(np.concatenate, zip(*batches, strict=True)))
