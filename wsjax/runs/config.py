@@ -43,7 +43,7 @@ class DataBlock:
         _check(self.stride >= 1, "data.stride", self.stride, "at least 1")
         for name in ("start", "limit", "train_limit"):
             value = getattr(self, name)
-            _check(value >= 0, f"data.{name}", value, "not negative")
+            _check(value >= 0, f"data.{name}", value, "0 or more")
 
     def chosen(self, count: int) -> range:
         """Positions of the test images to work on, of `count`.
