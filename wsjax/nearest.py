@@ -43,12 +43,10 @@ _AXES, _DIAGONALS = ((1, 0), (0, 1)), ((1, 1), (1, -1))
 
 # Bounds get closer level by level: pairs of Sinkhorn's smoothing, in pixels, and rounds
 # at it. Distances are solved for on the level after the last.
-_SCHEDULES = (
-    ((0.4, 8), (0.2, 16)),
-    ((0.4, 8), (0.2, 20), (0.1, 20), (0.07, 30)),
-)
+_SCHEDULES = (((0.8, 4), (0.4, 4)), ((0.4, 8), (0.2, 12), (0.1, 16)))
 _SOLVED = len(_SCHEDULES) + 1
 _BATCH = 64  # Candidates per matrix product.
+_DUAL_ROUNDING = 2.0**-20
 
 
 class Scores(NamedTuple):
@@ -119,7 +117,8 @@ class Index:
         self._images = images.reshape(len(images), height * width, channels)
         self._totals = np.empty((len(images), channels))
         pixels = np.argwhere(np.ones((height, width)))
-        self._distance = metrics.pixel_distances(height, width, ground_metric)
+        distance = metrics.pixel_distances(height, width, ground_metric)
+        self._distance = distance.astype(np.float32)
         self._below, self._margins = {}, {}
         for direction in _AXES + _DIAGONALS:
             position = pixels @ direction
@@ -247,9 +246,9 @@ class Index:
         used = np.flatnonzero(excess.any(1))
         excess, distance = excess[used], self._distance[np.ix_(used, used)]
         prices = _sinkhorn_prices(excess, distance, schedule)
-        return np.array(
-            [_dual_value(distance, *pair) for pair in zip(excess.T, prices.T)]
-        )
+        each = zip(excess.T, prices.T)
+        values = np.array([_dual_value(distance, *pair) for pair in each])
+        return values - _DUAL_ROUNDING * self._distance.max()
 
 
 class _Search:
@@ -412,19 +411,25 @@ def _checked(images, start=0):
 
 
 def _sinkhorn_prices(excess, distance, schedule):
-    """Near-optimal prices `[P, n]` of pixels that take mass, for `n` transports."""
-    give, take = excess.clip(min=0), -excess.clip(max=0)
+    """Near-optimal prices `[P, n]` of pixels that take mass, for `n` transports.
+
+    In single precision while that has the range: kernels are bounded, lest far pairs
+    underflow to zero.
+    """
+    longest = distance.max()
     prices = np.zeros_like(excess)
     for smoothing, rounds in schedule:
-        # Bounded, lest far pairs underflow to zero.
-        kernel = np.exp(-np.minimum(distance / smoothing, 600))
+        single = smoothing >= 0.2
+        dtype = np.float32 if single else np.float64
+        give, take = excess.clip(min=0).astype(dtype), -excess.clip(max=0).astype(dtype)
+        kernel = np.exp(-np.minimum(distance / dtype(smoothing), 80 if single else 600))
         with np.errstate(all="ignore"):  # Whatever fails is replaced below.
-            scaling = np.where(take > 0, np.exp(prices / smoothing), 0)
+            scaling = np.where(take > 0, np.exp(prices / smoothing), 0).astype(dtype)
             for _ in range(rounds):
                 scaling = take / (kernel @ (give / (kernel @ scaling)))
             prices = smoothing * np.log(scaling)
-        prices = np.where(np.isfinite(prices), prices, -distance.max())
-    return prices
+        prices = np.where(np.isfinite(prices), prices, -longest)
+    return prices.clip(-2 * longest, 2 * longest).astype(np.float32)
 
 
 def _dual_value(distance, excess, prices):
@@ -433,11 +438,15 @@ def _dual_value(distance, excess, prices):
     The least `distance(., j) - prices[j]` is 1-Lipschitz, whatever the prices. So is
     the least potential with these values where mass is given, which is lower where mass
     is taken. By Kantorovich duality, means change by no more than the distance.
+
+    In single precision, u = 2**-24: with prices of at most twice the longest way M, the
+    former values are off by at most 4 u M, the latter by 9 u M; so the mean is off
+    by less than `_DUAL_ROUNDING * M`.
     """
     gives, takes = np.flatnonzero(excess > 0), np.flatnonzero(excess < 0)
     if not len(gives) or not len(takes):
         return 0.0
-    distance = distance[np.ix_(gives, takes)]
+    distance = distance[gives][:, takes]
     high = (distance - prices[takes]).min(1)
     low = (high[:, None] - distance).max(0)
     return high @ excess[gives] + low @ excess[takes]
