@@ -272,7 +272,7 @@ class _Search:
         self.index, self.groups = index, groups
         self.neighbours, self.softness = neighbours, softness
         flat = np.float64(image).reshape(-1, image.shape[2])
-        totals = _checked(flat[None])[0]
+        totals = _checked(flat[None], None)[0]
         self.channels = np.flatnonzero(totals)
         self.shares = totals / totals.sum()
         self.masses = flat / np.where(totals > 0, totals, 1)
@@ -308,10 +308,10 @@ class _Search:
     def nearest(self, group):
         """Index and distance of the nearest candidate of one of the best groups."""
         leading = self.leading[group]
-        if not len(leading) or np.isinf(self.low[group]):
+        if np.isinf(self.low[group]):
             return -1, np.inf
         nearest = leading[self.upper[leading].argmin()]
-        return int(nearest), float(self.upper[nearest])
+        return int(nearest), float(self.upper[nearest] - self.index._rounding)
 
     def _refine(self, group, todo, number):
         """Raises the bounds of `todo`, and of others of the group that are in the way."""
@@ -391,8 +391,8 @@ def _smallest(values, number):
     return np.partition(values, number - 1)[:number]
 
 
-def _checked(images, start=0):
-    """Mass per channel `[n, C]` of images `[n, P, C]`; the first is number `start`."""
+def _checked(images, start):
+    """Mass per channel `[n, C]` of images `[n, P, C]`, the first of which is `start`."""
     totals = images.sum(1, dtype=np.float64)
     lowest = images.min((1, 2)) if images.dtype.kind != "u" else np.zeros(len(images))
     for wrong, what, remedy in (
@@ -402,7 +402,7 @@ def _checked(images, start=0):
     ):
         if wrong.any():
             number = wrong.argmax()
-            where = f"Image {start + number}" if len(images) > 1 else "The image"
+            where = "The image" if start is None else f"Image {start + number}"
             raise ValueError(
                 f"{where} {what}: the lowest is {images[number].min()}, the sum of all "
                 f"{totals[number].sum()}. {remedy}."
