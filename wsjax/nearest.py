@@ -358,14 +358,13 @@ class _Search:
         """Bounds on a distance that differ by rounding."""
         self.num_exact += 1
         index = self.index
-        other = np.stack(
-            [index._masses([candidate], c)[0] for c in range(len(self.shares))], -1
+        channels = range(len(self.shares))
+        masses = np.stack([index._masses([candidate], c)[0] for c in channels], -1)
+        image, other = (
+            (self.shares * each).reshape(index.image_shape)
+            for each in (self.masses, masses)
         )
-        pair = (
-            (self.shares * masses).reshape(index.image_shape)
-            for masses in (self.masses, other)
-        )
-        lower, upper = transport.distance_bounds(*pair, index.ground_metric)
+        lower, upper = transport.distance_bounds(image, other, index.ground_metric)
         return max(lower - index._rounding, 0.0), upper + index._rounding
 
 
