@@ -10,6 +10,7 @@ beside them, and a curve in the figure and line in the summary with the others t
 in this workdir. A stopped run goes on from the rows it wrote.
 """
 
+import dataclasses
 import logging
 import time
 
@@ -17,8 +18,9 @@ import jax
 import numpy as np
 
 from wsjax.attacks import registry
-from wsjax.runs import attack_report, cli, experiment, manifest, rows, streams
+from wsjax.runs import attack_report, cli, experiment, manifest, rows, streams, trained
 from wsjax.runs import config as configs
+from wsjax.runs.examples import Examples
 from wsjax.runs.progress import progress
 from wsjax.runs.signals import StopFlag
 
@@ -26,22 +28,21 @@ _log = logging.getLogger("wsjax")
 
 
 def main(config, workdir):
-    examples = experiment.Examples(config["data"], "test")
-    indices = experiment.chosen_indices(config["data"], len(examples))
-    name = config["attack"]["method"]
+    examples = Examples(config.data, "test")
+    indices = config.data.chosen(len(examples))
+    name = config.attack.method
     method = registry.get_method(name)
     settings = experiment.make_attack(config)
-    targets = attack_report.chosen_targets(config["attack"]["target"], method)
-    trained = cli.trained_dir(workdir)
-    classify = experiment.restore_classifier(config, trained, examples)
-    smoothing = experiment.restore_smoothing(config, trained, examples)
+    targets = attack_report.chosen_targets(config.attack.target, method)
+    folder = cli.trained_dir(workdir)
+    classify, smoothing = trained.restore(config, folder, examples)
     manifest.record(
         workdir,
         f"attack {name}",
         attack_report.recorded(config),
         data_checksum=examples.checksum,
-        classifier=experiment.fingerprint(classify, smoothing.noise),
-        spread=smoothing.spread,
+        classifier=trained.fingerprint(classify, smoothing.noise),
+        certifier={"scores": dataclasses.asdict(smoothing.scores)},
         may_differ=configs.MAY_DIFFER,
     )
     _log.info("Attacking %d images on %s.", len(indices), manifest.devices())
@@ -56,16 +57,16 @@ def main(config, workdir):
             smoothing if target == "smoothed" else None,
             settings,
         )
-    attack_report.show_attacks(workdir, examples, config["attack"]["pictures"])
+    attack_report.show_attacks(workdir, examples, config.attack.pictures)
 
 
 def attack(workdir, case, config, examples, indices, classify, smoothing, settings):
     """Attacks the images of one target that have no row yet."""
     folder = workdir / case.folder
     folder.mkdir(exist_ok=True)
-    key = streams.stream_key(config["seed"], streams.ATTACK)
-    fresh = streams.stream_key(config["seed"], streams.VERIFY)
-    votes = {k: config["attack"][k] for k in ("n", "alpha")}
+    key = streams.stream_key(config.seed, streams.ATTACK)
+    fresh = streams.stream_key(config.seed, streams.VERIFY)
+    votes = {"n": config.attack.n, "alpha": config.attack.alpha}
     run = registry.get_method(case.method).run
     noise = {"smoothing": smoothing} if smoothing else {}
     # Attacks on the plain classifier share their gradient steps; smoothed ones go one
@@ -79,8 +80,8 @@ def attack(workdir, case, config, examples, indices, classify, smoothing, settin
         ):
             for start in range(0, len(todo), size):
                 group = todo[start : start + size]
-                images = np.stack([examples.checked(index) for index in group])
-                labels = np.array([examples[index][1] for index in group])
+                images, labels = zip(*map(examples.checked, group), strict=True)
+                images, labels = np.stack(images), np.array(labels)
                 before = time.perf_counter()
                 result = run(
                     images,

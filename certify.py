@@ -1,4 +1,4 @@
-"""Certifies a trained base classifier; writes one row per test image.
+"""Certifies test images; writes one row for each.
 
   python certify.py --config=configs/digits.py
 
@@ -13,95 +13,94 @@ Open MPI or a TPU tells the processes of each other, else with --coordinator=HOS
 --num_processes=N and --process_id=I. Rows are the same; docs/scaling.md tells more.
 """
 
+import collections
 import logging
-import time
 
 import jax
 
-import wsjax
-from wsjax import votes
-from wsjax.runs import cli, cluster, experiment, fewer_votes, manifest, report, streams
+from wsjax.runs import cli, cluster, experiment, manifest, report, streams, trained
 from wsjax.runs import config as configs
-from wsjax.runs.progress import progress
-
-_PROTOCOL = ("n0", "n", "alpha", "use_runner_up")
+from wsjax.runs.examples import Examples
+from wsjax.runs.progress import progress, timed
 
 _log = logging.getLogger("wsjax")
 
 
 def main(config, workdir):
-    protocol = dict(config["certify"])
     with cluster.together():
-        examples = experiment.Examples(config["data"], "test")
-        indices = experiment.chosen_indices(config["data"], len(examples))
-        wsjax.smoothing.check_protocol(**{k: protocol[k] for k in _PROTOCOL})
-        fewer_votes.check(protocol)
-        trained = cli.trained_dir(workdir)
-        classify = experiment.restore_classifier(config, trained, examples)
-        smoothing = experiment.restore_smoothing(config, trained, examples)
-    if protocol["at_radii"]:
-        return fewer_votes.certify_at_radii(
-            config, workdir, examples, indices, classify, smoothing
-        )
-    recorded = configs.select(config, "data", "model", "smoothing", "certify")
+        examples = Examples(config.data, "test")
+        indices = config.data.chosen(len(examples))
+        folder = cli.trained_dir(workdir)
+        certifier = trained.make_certifier(config, folder, examples)
+        if cluster.several() and not certifier.several_processes:
+            raise ValueError(
+                f"certify.method={config.certify.method!r} decides for each image "
+                f"alone how many votes it gets, and runs on one process."
+            )
+    recorded = config.plain("data", "model", "smoothing", "certify")
     identity = {
         "data_checksum": examples.checksum,
-        "classifier": experiment.fingerprint(classify, smoothing.noise),
-        "spread": smoothing.spread,
-        "num_classes": config["model"]["num_classes"] or examples.num_classes,
+        "classifier": trained.fingerprint(certifier.held()),
+        "certifier": certifier.recorded(),
+        "num_classes": experiment.num_classes(config, examples),
     }
     cluster.check_agreement(recorded, **identity)
+    name = report.entry_name(certifier.rows_file)
     with cluster.together():
         if cluster.leads():
             manifest.record(
-                workdir, "certify", recorded, may_differ=configs.MAY_DIFFER, **identity
+                workdir, name, recorded, may_differ=configs.MAY_DIFFER, **identity
             )
-    run_key = streams.stream_key(config["seed"], streams.CERTIFY)
-    path = workdir / report.CERTIFICATES
-    with cluster.SharedRows(path, report.CERTIFICATE_COLUMNS, indices) as rows:
-        shared = protocol["share_draws"]
-        alone = protocol["max_radius_loss"] > 0  # One image on all devices.
-        groups = (
-            int(alone)
-            or protocol["groups"]
-            or votes.choose_groups(
-                jax.device_count(),
-                -(-len(rows.todo) // shared),
-                (shared * protocol["n0"], shared * protocol["n"]),
-                protocol["block_size"],
-            )
-        )
-        batch = groups * shared
+    path = workdir / certifier.rows_file
+    with cluster.SharedRows(path, report.columns(certifier), indices) as rows:
+        certifier = certifier.laid_out_for(len(rows.todo))
         if cluster.leads():
             _log.info("Certifying %d images on %s.", len(indices), manifest.devices())
-        # One key per image, or one for all: a row does not depend on which others are
-        # run.
-        pairs = (
-            (
-                run_key if shared > 1 else jax.random.fold_in(run_key, i),
-                examples.checked(i),
-            )
-            for i in rows.until_stopped(rows.todo, every=batch)
-        )
-        results = fewer_votes.certificates(pairs, classify, smoothing, protocol, groups)
+
+        def work(items):
+            return certify(certifier, examples, items, config.seed)
+
+        # Votes are spread over all processes; whoever works on the host takes turns.
+        if certifier.random:
+            found = work(rows.until_stopped(rows.todo, every=certifier.batch))
+        else:
+            found = cluster.in_turn(work, rows)
         bar = progress(
-            rows.todo, desc="certify", unit="image", disable=not cluster.leads()
+            total=len(rows.todo),
+            desc="certify",
+            unit="image",
+            disable=not cluster.leads(),
         )
-        before = time.perf_counter()
-        for place, (index, certificate) in enumerate(zip(bar, results)):
-            if place % batch == 0:
-                # Images of one batch share its time.
-                now = time.perf_counter()
-                count = min(batch, len(rows.todo) - place)
-                seconds, before = (now - before) / count, now
-            rows.write(
-                **report.certificate_row(
-                    index, examples[index][1], certificate, seconds
-                )
-            )
+        for row in found:
+            rows.write(**row)
+            bar.update()
             rows.check()
+        bar.close()
     if cluster.leads():
-        report.show_certificates(workdir)
+        report.show_certificates(workdir, certifier.rows_file)
+
+
+def certify(certifier, examples, indices, seed):
+    """Yields the rows of images, one after another."""
+    key = streams.stream_key(seed, streams.CERTIFY)
+    asked = collections.deque()
+
+    def images():
+        for index in indices:
+            image, label = examples.checked(index)
+            asked.append((index, label))
+            yield image
+
+    def keys():
+        # One per image, or one for all: a row does not depend on which others are run.
+        # An image is read before its key.
+        while True:
+            yield key if certifier.one_key else jax.random.fold_in(key, asked[-1][0])
+
+    results = certifier.certify_each(images(), keys() if certifier.random else None)
+    for certificate, seconds in timed(results, certifier.batch):
+        index, label = asked.popleft()
+        yield report.certificate_row(index, label, certificate, certifier, seconds)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,6 @@ import numpy as np
 import oracles
 from absl.testing import absltest, parameterized
 from scipy import stats
-
-from wsjax import make_key, make_smoothing, sequential, verdicts, votes
-from wsjax.smoothing import ABSTAIN, certificate_from_votes, certify_each, predict
 from wsjax.verdicts import (
     certify_at,
     certify_each_at,
@@ -21,6 +18,9 @@ from wsjax.verdicts import (
     predict_each_early,
     predict_early,
 )
+
+from wsjax import make_key, make_smoothing, sequential, verdicts, votes
+from wsjax.smoothing import ABSTAIN, certificate_from_votes, certify_each, predict
 
 SHAPE = (1, 4, 1)
 IMAGE = np.full(SHAPE, 0.25, np.float32)

@@ -1,77 +1,62 @@
 """Certified robustness against Wasserstein attacks, in JAX.
 
 The names below tell the story in order: move mass along a flow plan, make noise of
-it, count votes under the noise, bound a probability, and certify a radius. They need
-jax, numpy and scipy only. Models, training, data and attacks live in subpackages
-that are imported by name.
+it, count votes under the noise, and certify a radius; or certify without votes, by
+distances. They need jax, numpy and scipy only. Models, training, data and attacks live
+in subpackages that are imported by name, and so does what is told of in fewer words:
+`wsjax.spectrum`, `wsjax.confidence`, `wsjax.certificates`, `wsjax.scores`.
 """
 
 from wsjax._version import __version__
+from wsjax.certifiers.at_radii import VotesAtRadii
+from wsjax.certifiers.base import Certificate, Certifier, Prediction
+from wsjax.certifiers.pilot import PilotVotes
+from wsjax.certifiers.votes import Counting, FixedVotes
 from wsjax.fast_random import make_key
-from wsjax.fast_transport import Bounds, bounded_distance
+from wsjax.fast_transport import bounded_distance
 from wsjax.flow import (
     FlowPlan,
     apply_flow,
-    divergence,
     flow_cost,
     flow_shape,
     image_mass,
     normalize_mass,
-    potential_gradient,
 )
-from wsjax.gaussian import ColouredGaussian, GaussianView, StencilGaussian
-from wsjax.noise import FlowGaussian, FlowLaplace, FlowUniform, PixelLaplace
-from wsjax.smoothing import (
-    ABSTAIN,
-    Certificate,
-    Prediction,
-    Smoothing,
-    certify,
-    certify_each,
-    gaussian_smoothing,
-    make_smoothing,
-    predict,
-)
-from wsjax.transport import TransportPlan, exact_distance, flow_from_transport
-from wsjax.verdicts import Verdict, certify_at, certify_each_at, predict_early
-from wsjax.votes import count_votes, count_votes_each
+from wsjax.gaussian import ColouredGaussian, GaussianView
+from wsjax.noise import FlowGaussian, FlowLaplace, FlowUniform, NoiseLaw, PixelLaplace
+from wsjax.scores import ABSTAIN
+from wsjax.smoothing import Smoothing, gaussian_smoothing, make_smoothing
+from wsjax.transport import exact_distance
+from wsjax.votes import count_votes
 
 __all__ = [
     "ABSTAIN",
-    "Bounds",
     "Certificate",
+    "Certifier",
     "ColouredGaussian",
+    "Counting",
+    "FixedVotes",
     "FlowGaussian",
     "FlowLaplace",
     "FlowPlan",
     "FlowUniform",
     "GaussianView",
+    "NoiseLaw",
+    "PilotVotes",
     "PixelLaplace",
     "Prediction",
     "Smoothing",
-    "StencilGaussian",
-    "TransportPlan",
-    "Verdict",
+    "VotesAtRadii",
     "__version__",
     "apply_flow",
     "bounded_distance",
-    "certify",
-    "certify_at",
-    "certify_each",
-    "certify_each_at",
     "count_votes",
-    "count_votes_each",
-    "divergence",
     "exact_distance",
     "flow_cost",
-    "flow_from_transport",
     "flow_shape",
     "gaussian_smoothing",
     "image_mass",
     "make_key",
     "make_smoothing",
     "normalize_mass",
-    "potential_gradient",
-    "predict",
-    "predict_early",
 ]

@@ -1,85 +1,188 @@
-"""From probabilities to certified radii: one function per theorem.
+"""What the scores of each noise law are: one function per theorem.
 
-Every function takes a lower confidence bound `p_lower` on the probability of the top
-class under the noise and returns a radius `r` with this meaning: if the bound holds,
-the smoothed classifier gives the same answer at every image of Wasserstein distance
-less than `r` from the given one. The unit of `r` is pixels x fraction of the image's
-mass; the two images have equal mass in every channel.
-
-`runner_up` is an upper confidence bound on the probability of every other class.
-Without one, `1 - p_lower` is used. The two confidence bounds must hold jointly.
+Let `p_k(mu)` be the probability of class `k` under the noise at the image `mu`. Each
+theorem here names an increasing function `G` and a scale `c` such that `c G(p_k)` is
+1-Lipschitz in the Wasserstein distance; `scores` does the rest. With a lower confidence
+bound `p` on the probability of one class, and an upper one `q` on those of all others,
+the radius is `c (G(p) - G(q)) / 2`. Without a bound on the others `q = 1 - p` is one,
+since the classes are disjoint. The two confidence bounds must hold jointly.
 
 The ground metric is the distance between pixels that mass travels: Manhattan ("l1")
 or Euclidean ("l2"). Flow norms measure Manhattan cost. A Euclidean path is at most
-sqrt(2) times shorter than a Manhattan one, so W_l1 <= sqrt(2) * W_l2 and a Manhattan
-radius divided by sqrt(2) is a Euclidean radius.
+sqrt(2) times shorter than a Manhattan one, so W_l1 <= sqrt(2) * W_l2, and scores that
+are 1-Lipschitz in the one become so in the other when divided by sqrt(2).
 
-Arithmetic is float64 on the host, numbers or arrays. Results are rounded down, but for
-the loss of digits next to p = 1/2, at most 2e-16 of the noise's spread; the 1e-12 that
-`confidence.lower_bound` gives away covers it many times over.
+Arithmetic is float64 on the host, numbers or arrays; radii are rounded down.
 """
 
+import dataclasses
 import math
 import numbers
+from collections.abc import Callable
 
 import numpy as np
 from scipy import special
 
-GROUND_METRICS = ("l1", "l2")
-
-# Far above the rounding error of the few operations below, far below any use.
-_ROUND_DOWN = 1.0 - 2.0**-45
+from wsjax.metrics import check_ground_metric
+from wsjax.scores import certified_radius
 
 
-def _probabilities(p_lower, runner_up):
-    """Both bounds as float64 arrays, after checks; radius 0 where they overlap."""
-    p = np.asarray(p_lower, np.float64)
-    q = 1.0 - p if runner_up is None else np.asarray(runner_up, np.float64)
-    for name, value in (("p_lower", p), ("runner_up", q)):
-        if not np.all((value >= 0) & (value <= 1)):
+def _laplace_quantile(p):
+    """Of scale one: log(2 p) below the median, -log(2 (1 - p)) above."""
+    below, above = np.log(2.0 * np.minimum(p, 0.5)), np.log(2.0 - 2.0 * p)
+    return np.where(p < 0.5, below, -above)
+
+
+_FUNCTIONS: dict[str, Callable] = {
+    "gaussian": special.ndtri,
+    "laplace": _laplace_quantile,
+    "logarithm": np.log,
+    "identity": np.asarray,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ProbabilityScores:
+    """Scores `c G(p)` of classes with probability `p`; made by the theorems below.
+
+    Attributes:
+      function: G: "gaussian" (its quantile function), "laplace" (likewise),
+        "logarithm" or "identity".
+      scale: c, in pixels x fraction of mass; not above the exact one.
+      ground_metric: "l1" or "l2": of the distance in which they are 1-Lipschitz.
+    """
+
+    function: str
+    scale: float
+    ground_metric: str
+
+    def __post_init__(self):
+        check_ground_metric(self.ground_metric)
+        if self.function not in _FUNCTIONS:
             raise ValueError(
-                f"{name}={value!r} is not a probability between 0 and 1. It comes "
-                f"from confidence.lower_bound or confidence.upper_bound."
+                f"function={self.function!r} is not one of {tuple(_FUNCTIONS)}."
             )
-    # The classes are disjoint, so the truth always satisfies q <= 1 - p; never
-    # letting a loose q undo what p alone shows keeps the bound monotone.
-    return p, np.minimum(q, 1.0 - p)
+        if not (isinstance(self.scale, numbers.Real) and 0 < self.scale < math.inf):
+            raise ValueError(f"scale={self.scale!r} is not a positive finite number.")
+
+    def __call__(self, p):
+        """Score of a probability.
+
+        Args:
+          p: in [0, 1], or array of such.
+
+        Returns:
+          float64 or array, increasing in `p`; -inf or inf where G is.
+
+        Raises:
+          ValueError: `p` is no probability.
+        """
+        p = np.asarray(p, np.float64)
+        if not np.all((p >= 0) & (p <= 1)):
+            raise ValueError(
+                f"p={p!r} is not a probability between 0 and 1. It comes from "
+                f"confidence.lower_bound or confidence.upper_bound."
+            )
+        with np.errstate(divide="ignore"):
+            return (self.scale * _FUNCTIONS[self.function](p))[()]
+
+    def radius(self, p_lower, runner_up=None):
+        """Certified radius of a class.
+
+        Args:
+          p_lower: lower bound on its probability, in [0, 1], or array.
+          runner_up: upper bound on every other class's; default `1 - p_lower`. It is
+            never taken for larger than that, so that a loose one does no harm.
+
+        Returns:
+          float64 or array, pixels x fraction of mass, rounded down; 0 where nothing is
+          certified.
+
+        Raises:
+          ValueError: an argument is no probability.
+        """
+        own, others = self.bounds(p_lower, runner_up)
+        return certified_radius(own, others)
+
+    def bounds(self, p_lower, runner_up=None):
+        """Lower bound on a class's score and upper bound on the others'.
+
+        Args:
+          p_lower: as in `radius`.
+          runner_up: see there.
+
+        Returns:
+          Two float64 or arrays.
+
+        Raises:
+          ValueError: an argument is no probability.
+        """
+        own = self(p_lower)
+        rest = 1.0 - np.asarray(p_lower, np.float64)
+        return own, self(rest if runner_up is None else np.minimum(runner_up, rest))
+
+    def probability_for(self, radius: float) -> float:
+        """The inverse of `radius`: which probability of a class certifies a radius.
+
+        Every class with a probability above the result (it need not be known how far
+        above) is certified at `radius`, by the bound on one class alone.
+
+        Args:
+          radius: in `ground_metric`, pixels x fraction of mass; positive.
+
+        Returns:
+          float64 in (1/2, 1): the least at which `self.radius` reaches `radius`, so
+          rounded up.
+
+        Raises:
+          ValueError: `radius` is not positive, or no probability below 1 certifies it.
+        """
+        if not (isinstance(radius, numbers.Real) and 0 < radius < math.inf):
+            raise ValueError(f"radius={radius!r} is not a positive finite number.")
+        # The radius grows with p, and at 1/2 there is none. What rounding does to its
+        # order is harmless: `high` itself always reaches the radius.
+        low, high = 0.5, math.nextafter(1.0, 0.0)
+        largest = float(self.radius(high))
+        if largest < radius:
+            raise ValueError(
+                f"radius={radius!r} is out of reach of this noise: no probability below "
+                f"1 certifies more than {largest:.6g}. Ask for less, or smooth with more "
+                f"noise."
+            )
+        while low < (middle := 0.5 * (low + high)) < high:
+            if self.radius(middle) >= radius:
+                high = middle
+            else:
+                low = middle
+        return high
 
 
-def _check_spread(name: str, value: float) -> None:
-    if not (isinstance(value, numbers.Real) and 0 < value < math.inf):
-        raise ValueError(f"{name}={value!r} is not a positive finite number.")
+def _along_edges(function, scale, ground_metric):
+    """Scores that are 1-Lipschitz in the L1 norm of flows, for either metric."""
+    factor = math.sqrt(0.5) if ground_metric == "l2" else 1.0
+    return ProbabilityScores(function, scale * factor, ground_metric)
 
 
-def _finish(radius, ground_metric: str):
-    """Manhattan flow norm -> radius in `ground_metric`, at least 0, rounded down."""
-    if ground_metric not in GROUND_METRICS:
-        raise ValueError(
-            f"ground_metric={ground_metric!r} is not one of {GROUND_METRICS}: "
-            f'"l1" moves mass along rows and columns, "l2" in straight lines.'
-        )
-    if ground_metric == "l2":
-        radius = radius / math.sqrt(2.0)
-    return np.maximum(radius * _ROUND_DOWN, 0.0)[()]
+def _check_sigma(sigma: float) -> None:
+    if not (isinstance(sigma, numbers.Real) and 0 < sigma < math.inf):
+        raise ValueError(f"sigma={sigma!r} is not a positive finite number.")
 
 
-def flow_laplace_published(p_lower, sigma: float, ground_metric: str, runner_up=None):
-    """Radius of Laplace flow noise as published: (b/2) log(p / q), b = sigma/sqrt(2).
+def flow_laplace_published(sigma: float, ground_metric: str) -> ProbabilityScores:
+    """Laplace flow noise as published: b log(p), b = sigma / sqrt(2).
 
     Assumes i.i.d. Laplace noise of standard deviation `sigma` (scale b) on every
     edge of the flow plan, wrap-around edges or not. Moving the plan by `delta`
     changes the log-density by at most ||delta||_1 / b, so every class probability
-    changes by at most the factor exp(||delta||_1 / b); the top class stays ahead
-    while exp(2 ||delta||_1 / b) < p / q.
+    changes by at most the factor exp(||delta||_1 / b), and b log(p) by at most
+    ||delta||_1. The radius is (b/2) log(p / q).
 
     Args:
-      p_lower: lower bound on the top class's probability, in [0, 1].
       sigma: standard deviation per edge, fraction of image mass.
       ground_metric: "l1" or "l2".
-      runner_up: upper bound on the other classes' probabilities; default 1 - p.
 
     Returns:
-      float64 radius (or array), 0 where nothing is certified.
+      The `ProbabilityScores`.
 
     Raises:
       ValueError: an argument is outside its range.
@@ -87,33 +190,26 @@ def flow_laplace_published(p_lower, sigma: float, ground_metric: str, runner_up=
     Source: Levine & Feizi, arXiv:1910.10783, Theorem 2 and Corollary 1 (after Lecuyer
     et al. 2019).
     """
-    _check_spread("sigma", sigma)
-    p, q = _probabilities(p_lower, runner_up)
-    scale = sigma / math.sqrt(2.0)
-    with np.errstate(divide="ignore"):
-        radius = np.where(p > q, 0.5 * scale * (np.log(p) - np.log(q)), 0.0)
-    return _finish(radius, ground_metric)
+    _check_sigma(sigma)
+    return _along_edges("logarithm", sigma / math.sqrt(2.0), ground_metric)
 
 
-def flow_laplace(p_lower, sigma: float, ground_metric: str, runner_up=None):
-    """Tight radius of Laplace flow noise: -b log(2 (1 - p)), b = sigma / sqrt(2).
+def flow_laplace(sigma: float, ground_metric: str) -> ProbabilityScores:
+    """Laplace flow noise, tight: F^{-1}(p), the quantile function of scale b.
 
     Same noise and same votes as `flow_laplace_published`, never a smaller radius
     and up to twice as large. For i.i.d. noise with a symmetric log-concave density
     and distribution function F, the worst shift of L1 norm r lies along one axis
-    and leaves the top class at least F(F^{-1}(p) - r) and any other at most
-    F(F^{-1}(q) + r); these are in order while r < (F^{-1}(p) - F^{-1}(q)) / 2. For
-    Laplace and p >= 1/2 >= q that is -(b/2) log(4 q (1 - p)), and the published
-    value when p < 1/2.
+    and leaves a class of probability p at least F(F^{-1}(p) - r) and at most
+    F(F^{-1}(p) + r): F^{-1}(p) is 1-Lipschitz in the shift. For Laplace noise the
+    radius of one class is -b log(2 (1 - p)), b = sigma / sqrt(2).
 
     Args:
-      p_lower: lower bound on the top class's probability, in [0, 1].
       sigma: standard deviation per edge, fraction of image mass.
       ground_metric: "l1" or "l2".
-      runner_up: upper bound on the other classes' probabilities; default 1 - p.
 
     Returns:
-      float64 radius (or array), 0 where nothing is certified.
+      The `ProbabilityScores`.
 
     Raises:
       ValueError: an argument is outside its range.
@@ -121,43 +217,34 @@ def flow_laplace(p_lower, sigma: float, ground_metric: str, runner_up=None):
     Source: Teng, Lee & Yuan 2020; Yang et al. 2020 (binary). The form with a
     runner-up is proved in docs/theory.md, "Symmetric log-concave noise".
     """
-    _check_spread("sigma", sigma)
-    p, q = _probabilities(p_lower, runner_up)
-    scale = sigma / math.sqrt(2.0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        above_half = -0.5 * scale * np.log(4.0 * q * (1.0 - p))
-        below_half = 0.5 * scale * (np.log(p) - np.log(q))
-        radius = np.where(p >= 0.5, above_half, below_half)
-    return _finish(np.where(p > q, radius, 0.0), ground_metric)
+    _check_sigma(sigma)
+    return _along_edges("laplace", sigma / math.sqrt(2.0), ground_metric)
 
 
-def flow_uniform(p_lower, sigma: float, ground_metric: str, runner_up=None):
-    """Radius of uniform flow noise on [-lam, lam]: lam (p - q), lam = sqrt(3) sigma.
+def flow_uniform(sigma: float, ground_metric: str) -> ProbabilityScores:
+    """Uniform flow noise on [-lam, lam]: 2 lam p, lam = sqrt(3) sigma.
 
     Moving one edge's noise by r changes the probability of any event by at most
-    r / (2 lam), and moving several by at most the sum.
+    r / (2 lam), and moving several by at most the sum. The radius is lam (p - q).
 
     Args:
-      p_lower: lower bound on the top class's probability, in [0, 1].
       sigma: standard deviation per edge, fraction of image mass.
       ground_metric: "l1" or "l2".
-      runner_up: upper bound on the other classes' probabilities; default 1 - p.
 
     Returns:
-      float64 radius (or array), 0 where nothing is certified.
+      The `ProbabilityScores`.
 
     Raises:
       ValueError: an argument is outside its range.
 
     Source: Lee et al. 2019; Yang et al. 2020.
     """
-    _check_spread("sigma", sigma)
-    p, q = _probabilities(p_lower, runner_up)
-    return _finish(sigma * math.sqrt(3.0) * (p - q), ground_metric)
+    _check_sigma(sigma)
+    return _along_edges("identity", 2.0 * math.sqrt(3.0) * sigma, ground_metric)
 
 
-def gaussian(p_lower, kappa: float, ground_metric: str, runner_up=None):
-    """Radius of Gaussian noise: (Phi^{-1}(p) - Phi^{-1}(q)) / (2 kappa).
+def gaussian(kappa: float, ground_metric: str) -> ProbabilityScores:
+    """Gaussian noise: c Phi^{-1}(p), c = 1 / kappa.
 
     Assumes that the classifier sees the image `mu` only through `phi(mu) + z`, with
     `z` standard normal and `phi` linear (or with Gaussian noise of any covariance
@@ -167,62 +254,56 @@ def gaussian(p_lower, kappa: float, ground_metric: str, runner_up=None):
 
     for all pixels `a`, `b` of one channel, `d` the ground metric. An optimal transport
     plan `pi` then shows `|| phi(mu' - mu) || <= sum pi_ab kappa d(a, b) = kappa W`, and
-    the rest is the Gaussian theorem for L2 shifts of `phi(mu)`.
+    Phi^{-1}(p) is 1-Lipschitz in L2 shifts of `phi(mu)`. There is no factor for "l2" on
+    top: kappa belongs to the metric.
 
     Args:
-      p_lower: lower bound on the top class's probability, in [0, 1].
       kappa: the constant for `ground_metric`, rounded up; see `gaussian.kappa`.
       ground_metric: "l1" or "l2", the metric `kappa` was computed for.
-      runner_up: upper bound on the other classes' probabilities; default 1 - p.
 
     Returns:
-      float64 radius (or array), 0 where nothing is certified.
+      The `ProbabilityScores`.
 
     Raises:
       ValueError: an argument is outside its range.
 
-    Source: docs/theory.md, 5.1; Cohen, Rosenfeld & Kolter 2019, Theorem 1.
+    Source: docs/theory.md, 5.1; Cohen, Rosenfeld & Kolter 2019, Theorem 1; Salman et
+    al. 2019, Lemma 1.
     """
-    _check_spread("kappa", kappa)
-    p, q = _probabilities(p_lower, runner_up)
-    with np.errstate(invalid="ignore"):
-        radius = 0.5 * (special.ndtri(p) - special.ndtri(q)) / kappa
-    # "l1" in either metric: no factor on top, kappa belongs to the metric.
-    _finish(np.float64(0.0), ground_metric)
-    return _finish(np.where(p > q, radius, 0.0), "l1")
+    if not (isinstance(kappa, numbers.Real) and 0 < kappa < math.inf):
+        raise ValueError(f"kappa={kappa!r} is not a positive finite number.")
+    return ProbabilityScores("gaussian", 1.0 / kappa, ground_metric)
 
 
-def pixel_laplace_published(p_lower, sigma: float, ground_metric: str, runner_up=None):
-    """Radius of the paper's pixel-noise baseline: (b/4) log(p / q).
+def pixel_laplace_published(sigma: float, ground_metric: str) -> ProbabilityScores:
+    """The paper's pixel-noise baseline: (b/2) log(p), b = sigma / sqrt(2).
 
     Assumes i.i.d. Laplace noise of standard deviation `sigma` on every pixel. Moving
     mass `t` to another pixel takes it from one and adds it to the other, over a
     distance of at least one pixel in either metric, so ||mu - mu'||_1 <= 2 W and
-    the L1 radius is halved; there is no further factor for "l2".
+    scores that are 1-Lipschitz in L1 are halved; there is no further factor for "l2".
 
     Args:
-      p_lower: lower bound on the top class's probability, in [0, 1].
       sigma: standard deviation per pixel, fraction of image mass.
-      ground_metric: "l1" or "l2"; the radius is the same.
-      runner_up: upper bound on the other classes' probabilities; default 1 - p.
+      ground_metric: "l1" or "l2"; the scores are the same.
 
     Returns:
-      float64 radius (or array), 0 where nothing is certified.
+      The `ProbabilityScores`.
 
     Raises:
       ValueError: an argument is outside its range.
 
     Source: Levine & Feizi, arXiv:1910.10783, Section 5 (Laplace baseline).
     """
-    _finish(np.float64(0.0), ground_metric)
-    return flow_laplace_published(p_lower, sigma, "l1", runner_up) / 2.0
+    _check_sigma(sigma)
+    return ProbabilityScores("logarithm", 0.5 * sigma / math.sqrt(2.0), ground_metric)
 
 
-def pixel_laplace(p_lower, sigma: float, ground_metric: str, runner_up=None):
-    """Tight radius of pixel Laplace noise: `flow_laplace` in L1, halved.
+def pixel_laplace(sigma: float, ground_metric: str) -> ProbabilityScores:
+    """Pixel Laplace noise, tight: `flow_laplace` in L1, halved.
 
     Arguments, result and reason for the factor as in `pixel_laplace_published`;
     the L1 bound is that of Teng, Lee & Yuan 2020.
     """
-    _finish(np.float64(0.0), ground_metric)
-    return flow_laplace(p_lower, sigma, "l1", runner_up) / 2.0
+    _check_sigma(sigma)
+    return ProbabilityScores("laplace", 0.5 * sigma / math.sqrt(2.0), ground_metric)

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from wsjax.smoothing import ABSTAIN
+from wsjax.certifiers.base import Outcomes
+from wsjax.scores import ABSTAIN
 
 
 class Summary(NamedTuple):
@@ -15,42 +16,41 @@ class Summary(NamedTuple):
 
     Attributes:
       images: number of images.
-      accuracy: share whose prediction (two-sided test on the estimation votes, level
-        alpha) is right.
-      abstained: share for which that test abstains.
+      accuracy: share whose prediction is right (with votes: by a two-sided test on
+        those that bound, level alpha).
+      abstained: share without a prediction.
       base_accuracy: share of single noisy copies that the base classifier gets
-        right.
+        right; None without votes.
       median_radius: median certified radius; a wrong certified class counts as -1
         and an abstention as 0, as in the published tables.
       mean_radius: mean over all images of the radius where the class is right, and
         0 elsewhere.
       certified: share that is right at radius above 0.
+      mean_passes: mean number of times the classifier was asked about an image, with
+      median_passes: its median; None where nothing was counted.
+      passes_at_once: how many it would be without looking in between, and
+      times_fewer: that over `mean_passes`; None where it makes no difference.
     """
 
     images: int
     accuracy: float
     abstained: float
-    base_accuracy: float
+    base_accuracy: float | None
     median_radius: float
     mean_radius: float
     certified: float
+    mean_passes: float | None = None
+    median_passes: float | None = None
+    passes_at_once: int | None = None
+    times_fewer: float | None = None
 
 
-def summarize(
-    labels: np.ndarray,
-    certified_labels: np.ndarray,
-    radii: np.ndarray,
-    predictions: np.ndarray,
-    votes: np.ndarray,
-) -> Summary:
+def summarize(labels: np.ndarray, found: Outcomes) -> Summary:
     """Aggregates a run.
 
     Args:
       labels: `[N]` true classes.
-      certified_labels: `[N]` classes `certify` returned, or `ABSTAIN`.
-      radii: `[N]` their radii.
-      predictions: `[N]` classes `predict` returned, or `ABSTAIN`.
-      votes: `[N, K]` estimation votes.
+      found: what the run found out.
 
     Returns:
       A `Summary`.
@@ -60,17 +60,28 @@ def summarize(
     """
     if len(labels) == 0:
         raise ValueError("There are no rows to summarize yet.")
-    scores = published_scores(labels, certified_labels, radii)
-    right = certified_labels == labels
-    own_votes = votes[np.arange(len(labels)), labels]
+    scores = published_scores(labels, found.labels, found.radii)
+    right = found.labels == labels
+    base = mean = median = times = None
+    if found.votes is not None:
+        own_votes = found.votes[np.arange(len(labels)), labels]
+        base = float(np.mean(own_votes / found.votes.sum(axis=1)))
+    if found.passes is not None:
+        mean, median = float(np.mean(found.passes)), float(np.median(found.passes))
+        if found.most_passes is not None:
+            times = found.most_passes / mean
     return Summary(
         images=len(labels),
-        accuracy=float(np.mean(predictions == labels)),
-        abstained=float(np.mean(predictions == ABSTAIN)),
-        base_accuracy=float(np.mean(own_votes / votes.sum(axis=1))),
+        accuracy=float(np.mean(found.predictions == labels)),
+        abstained=float(np.mean(found.predictions == ABSTAIN)),
+        base_accuracy=base,
         median_radius=float(np.median(scores)),
-        mean_radius=float(np.mean(np.where(right, radii, 0.0))),
-        certified=float(np.mean(right & (radii > 0))),
+        mean_radius=float(np.mean(np.where(right, found.radii, 0.0))),
+        certified=float(np.mean(right & (found.radii > 0))),
+        mean_passes=mean,
+        median_passes=median,
+        passes_at_once=found.most_passes,
+        times_fewer=times,
     )
 
 

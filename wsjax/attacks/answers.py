@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from wsjax import smoothing as smoothed
-from wsjax import verdicts
+from wsjax.certifiers.at_radii import FIRST_LOOK
+from wsjax.certifiers.votes import FixedVotes
+from wsjax.scores import ABSTAIN
 from wsjax.votes import as_argument
 
 _NOT_FINITE = -2  # Stands for the answer when a logit is NaN or infinite.
@@ -33,7 +35,7 @@ def make_ask(
       n: votes per answer of a smoothed classifier.
       alpha: its level.
       early: whether a smoothed classifier answers as soon as its votes are clear
-        (`verdicts.predict_early`), by `n` votes at most.
+        (`certifiers.votes`), by `n` votes at most.
 
     Returns:
       The function; abstentions are `ABSTAIN`. Keys may be None for a plain classifier.
@@ -45,18 +47,10 @@ def make_ask(
         if decide is not None:
             return np.asarray(decide(keys, jnp.asarray(images)))
         if smoothing is not None:
-            pairs = zip(keys, np.asarray(images))
-            if early:
-                answers = verdicts.predict_each_early(
-                    pairs, classify, smoothing, n=n, alpha=alpha
-                )
-                return np.array([answer.label for answer in answers])
-            return np.array(
-                [
-                    smoothed.predict(*pair, classify, smoothing, n=n, alpha=alpha).label
-                    for pair in pairs
-                ]
-            )
+            voters = FixedVotes(classify, smoothing, n=n, alpha=alpha)
+            look = FIRST_LOOK if early else None
+            answers = voters.predict_each(np.asarray(images), keys, look)
+            return np.array([answer.label for answer in answers])
         found = np.asarray(_argmax(jnp.asarray(images), classify))
         if (found == _NOT_FINITE).any():
             broken = np.flatnonzero(found == _NOT_FINITE).tolist()
@@ -84,7 +78,7 @@ def is_wrong(
     """
     if targeted:
         return answers == labels
-    return (answers != labels) & ((answers != smoothed.ABSTAIN) | abstention_counts)
+    return (answers != labels) & ((answers != ABSTAIN) | abstention_counts)
 
 
 def check_images(images, labels):

@@ -17,7 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from wsjax import gaussian
+from wsjax.certificates import ProbabilityScores
 from wsjax.noise import NoiseLaw
+from wsjax.smoothing import gaussian_scores
 from wsjax.training.checkpoints import CheckpointError, differences
 
 NAME = "classifier.safetensors"
@@ -37,14 +39,15 @@ class Artefact(NamedTuple):
       law: the noise, one of `gaussian.ColouredGaussian`, `gaussian.GaussianView`.
       variables: of the Flax module, `{"params": ..., ...}`.
       description: what the classifier belongs to, as `experiment.description` tells.
-      claim: `{"ground_metric": ..., "kappa": ...}`, already found true.
+      scores: what probabilities under the law are worth, computed from its arrays, for
+        the ground metric that the file names.
       provenance: config, seed, versions and devices of the training run.
     """
 
     law: NoiseLaw
     variables: dict[str, Any]
     description: dict[str, Any]
-    claim: dict[str, Any]
+    scores: ProbabilityScores
     provenance: dict[str, Any]
 
 
@@ -53,7 +56,7 @@ def save(path: pathlib.Path, artefact: Artefact) -> None:
 
     Args:
       path: to write; replaced if it exists.
-      artefact: `claim` is written as it is.
+      artefact: what `scores` say is written as the file's claim.
 
     Raises:
       OSError: the disk is full or cannot be written.
@@ -69,7 +72,12 @@ def save(path: pathlib.Path, artefact: Artefact) -> None:
         "format": _FORMAT,
         "law": type(artefact.law).__name__,
         "description": json.dumps(artefact.description),
-        "claim": json.dumps(artefact.claim),
+        "claim": json.dumps(
+            {
+                "ground_metric": artefact.scores.ground_metric,
+                "kappa": 1.0 / artefact.scores.scale,
+            }
+        ),
         "provenance": json.dumps(artefact.provenance),
     }
     temporary = pathlib.Path(path).with_suffix(".tmp")
@@ -144,7 +152,8 @@ def read(path: pathlib.Path) -> Artefact:
         if "smoothing" not in provenance["config"]:
             raise ValueError("its provenance names no noise")
         metric, claimed = str(claim["ground_metric"]), float(claim["kappa"])
-        found = gaussian.kappa(law, law.image_shape, metric)
+        scores = gaussian_scores(law, law.image_shape, metric)
+        found = 1.0 / scores.scale
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path} is no classifier of this program, or is damaged ({error})."
@@ -162,4 +171,4 @@ def read(path: pathlib.Path) -> Artefact:
         },
         sep="/",
     )
-    return Artefact(law, nested, about, claim, provenance)
+    return Artefact(law, nested, about, scores, provenance)

@@ -15,7 +15,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from wsjax.runs import cluster
-from wsjax.runs.config import resolve
+from wsjax.runs.config import Config, resolve
 from wsjax.runs.manifest import prepare_workdir
 from wsjax.runs.signals import Stopped
 
@@ -32,7 +32,7 @@ _DEBUG = flags.DEFINE_bool("debug", False, "Show full tracebacks.")
 
 
 def run(
-    main: Callable[[dict[str, Any], pathlib.Path], None],
+    main: Callable[[Config, pathlib.Path], None],
     several_processes: bool = False,
     counts_votes: bool = False,
 ) -> None:

@@ -11,13 +11,14 @@ sees to that).
 import collections
 import contextlib
 import functools
+import itertools
 import json
 import logging
 import os
 import pathlib
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -344,6 +345,33 @@ class SharedRows:
             if not several():
                 raise
             self._failure = self._failure or error
+
+
+def in_turn(
+    work: Callable[[Iterable], Iterator[dict[str, Any]]], rows: SharedRows
+) -> Iterator[dict[str, Any]]:
+    """Rows of work on the host: each process works at its share, all get all.
+
+    Args:
+      work: items to their rows, plain numbers and text.
+      rows: what is left to do; on one process all of it is handed on at once.
+
+    Yields:
+      The rows, in order.
+
+    Raises:
+      ClusterError: the work failed at one process; on one process, its own error.
+    """
+    if not several():
+        yield from work(rows.until_stopped(rows.todo))
+        return
+    count, rank = jax.process_count(), jax.process_index()
+    waiting = rows.until_stopped(rows.todo, every=count)
+    while group := list(itertools.islice(waiting, count)):
+        with together():
+            text = json.dumps(list(work(group[rank : rank + 1])), default=float)
+        for part in _gather_text(text):
+            yield from json.loads(part)
 
 
 def _largest(number):

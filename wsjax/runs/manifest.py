@@ -51,7 +51,7 @@ def record(
     *,
     data_checksum: str,
     classifier: str | None = None,
-    spread: float | None = None,
+    certifier: dict[str, Any] | None = None,
     num_classes: int | None = None,
     may_differ: tuple[str, ...] = (),
 ) -> None:
@@ -65,7 +65,7 @@ def record(
       classifier: fingerprint of the classifier the results are about, if any; rows of
         two classifiers must not share a file.
       num_classes: of the classifier: bounds on the runner-up depend on it.
-      spread: `sigma` or `kappa` of the noise, as the certificate used it.
+      certifier: what it recorded of itself; reports go by it.
       may_differ: dotted keys that do not change results (devices, block sizes).
 
     Raises:
@@ -78,7 +78,7 @@ def record(
         "seed": config.get("seed"),
         "data_checksum": data_checksum,
         "classifier": classifier,
-        "spread": spread,
+        "certifier": certifier,
         "num_classes": num_classes,
         "versions": versions(),
         "devices": devices(),
@@ -160,7 +160,7 @@ def _compared(entry):
         "config": entry["config"],
         "data": entry["data_checksum"],
         "classifier": entry.get("classifier"),
-        "spread": entry.get("spread"),
+        "certifier": entry.get("certifier"),
     }
 
 

@@ -14,41 +14,48 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from rich.console import Console
 from rich.table import Table
 
-from wsjax import evaluation, plots, smoothing
-from wsjax.noise import NoiseLaw
+from wsjax import certificates, evaluation, plots, scores
+from wsjax.certifiers import registry
+from wsjax.certifiers.base import Certificate, Certifier, Outcomes
 from wsjax.runs import manifest
-from wsjax.runs.rows import Rows, format_votes, read_rows
+from wsjax.runs.rows import Rows, RowsError, read_rows
 
 CERTIFICATES = "certificates.tsv"
-CERTIFICATE_COLUMNS = (
-    "idx",
-    "label",
-    "predict",
-    "radius",
-    "correct",
-    "time",
-    "selected",
-    "p_lower",
-    "runner_up",
-    "count",
-    "n",
-    "selection_votes",
-    "votes",
-)
+
+# What rows of all kinds begin with. `predict` is the certified class or -1 for an
+# abstention, `selected` the class that was asked about. The radius was computed from
+# `lower`, `upper` and `lipschitz`: `scores.certified_radius`.
+SHARED = {
+    "idx": "int",
+    "label": "int",
+    "predict": "int",
+    "radius": "float",
+    "correct": "int",
+    "time": "float",
+    "selected": "int",
+}
+_BOUNDS = {"lower": "float", "upper": "float", "lipschitz": "float"}
+
+# Of each file of rows: its entry in `run.json`, and the name of its summary.
+_NAMES = {
+    CERTIFICATES: ("certify", "summary"),
+    "verdicts.tsv": ("certify at_radii", "verdicts"),
+}
+
+
+def columns(kind: type[Certifier] | Certifier) -> tuple[str, ...]:
+    """Names of the columns of a kind's rows, in order."""
+    return (*SHARED, *_BOUNDS, *kind.columns)
 
 
 def certificate_row(
-    index: int, label: int, certificate: smoothing.Certificate, seconds: float
+    index: int, label: int, certificate: Certificate, certifier: Certifier, seconds
 ) -> dict[str, Any]:
-    """One row of `certificates.tsv`.
-
-    `predict` is the certified class or -1 for an abstention; `selected` the class
-    that won the selection, `count` its votes among the `n` that bound `p_lower`.
-    """
-    runner_up = certificate.runner_up
+    """One row: what all kinds tell, and what this kind does."""
     return {
         "idx": index,
         "label": label,
@@ -57,12 +64,10 @@ def certificate_row(
         "correct": certificate.label == label,
         "time": round(seconds, 4),
         "selected": certificate.selected,
-        "p_lower": certificate.p_lower,
-        "runner_up": "" if runner_up is None else repr(runner_up),
-        "count": int(certificate.votes[certificate.selected]),
-        "n": int(certificate.votes.sum()),
-        "selection_votes": format_votes(certificate.selection_votes),
-        "votes": format_votes(certificate.votes),
+        "lower": certificate.lower,
+        "upper": certificate.upper,
+        "lipschitz": certificate.lipschitz,
+        **certifier.cells(certificate),
     }
 
 
@@ -74,144 +79,174 @@ class Certified(NamedTuple):
       metric: ground metric of the radii.
       summary: `evaluation.Summary`.
       labels: `[N]` true classes.
-      certified_labels: `[N]` certified classes or -1.
-      radii: `[N]` radii.
+      found: `certifiers.base.Outcomes`.
+      radii: radii that the run asked about, or empty.
     """
 
     name: str
     metric: str
     summary: evaluation.Summary
     labels: np.ndarray
-    certified_labels: np.ndarray
-    radii: np.ndarray
+    found: Outcomes
+    radii: tuple[float, ...]
 
     @property
     def curve(self) -> plots.Curve:
         """Certified accuracy against radius."""
-        right = (self.certified_labels == self.labels) & (self.radii > 0)
-        return plots.Curve(self.radii[right], len(self.labels))
+        right = (self.found.labels == self.labels) & (self.found.radii > 0)
+        return plots.Curve(self.found.radii[right], len(self.labels))
+
+    def certified_accuracy(self, at: ArrayLike) -> np.ndarray:
+        """Share of images that are right with at least each of these radii."""
+        return evaluation.certified_accuracy(
+            self.labels, self.found.labels, self.found.radii, np.asarray(at)
+        )
 
 
 def read_certified(
-    workdir: pathlib.Path, certificates: Sequence[str] | None = None
+    workdir: pathlib.Path,
+    bounds: Sequence[str] | None = None,
+    rows_file: str = CERTIFICATES,
 ) -> list[Certified]:
-    """Evaluates a run's votes under one or more theorems.
+    """Evaluates the rows of a run.
 
     Args:
       workdir: a run directory in which certify.py wrote.
-      certificates: names as in `make_smoothing`; default the run's own, and the
-        published one beside it where there is one.
+      bounds: names of theorems ("tight", "published") to keep, in this order, where
+        rows serve several; default all.
+      rows_file: which rows.
 
     Returns:
-      One `Certified` per theorem, in that order.
+      One `Certified` per theorem.
 
     Raises:
       FileNotFoundError: nothing was certified there.
-      ValueError: no rows yet, or damaged files.
+      ValueError: no rows yet, damaged files, or no such theorem about these rows.
     """
     workdir = pathlib.Path(workdir)
-    rows = read_rows(workdir / CERTIFICATES)
-    entry = manifest.read(workdir).get("certify")
+    rows = read_rows(workdir / rows_file)
+    entry = manifest.read(workdir).get(entry_name(rows_file))
     if entry is None:
         raise ValueError(f"{workdir} has rows but no entry of certify.py in run.json.")
-    config = entry["config"]
-    settings, certify = config["smoothing"], config["certify"]
-    if certificates is None:
-        certificates = [settings["certificate"]]
-        if settings["noise"].endswith("laplace"):
-            certificates = ["published", "tight"]
-    spread = entry.get("spread")
-    if spread is None:
-        if not smoothing.spread_is_sigma(settings["noise"]):
-            raise ValueError(
-                f"{workdir} was certified by version 0.1, which did not record the "
-                f"kappa of its {settings['noise']} noise; certify it again in another "
-                f"--workdir."
-            )
-        spread = settings["sigma"]
+    recorded = entry.get("certifier") or _of_version_0_2(workdir, entry, rows_file)
     classes = entry.get("num_classes")
     if classes is None:
-        if certify["use_runner_up"] not in (False, "never"):
+        if recorded.get("use_runner_up", "never") != "never":
             raise ValueError(
                 f"{workdir} does not record its number of classes, on which bounds on "
                 f"the runner-up depend; certify it again in another --workdir."
             )
         classes = _classes_seen(rows)
+    kind = registry.get_kind(recorded["kind"])
+    arrays = rows.arrays({**SHARED, **kind.columns}, classes)
+    if "lower" in rows.columns:
+        _check(arrays | rows.arrays(_BOUNDS, classes), workdir / rows_file)
+    found = {each.bound: each for each in kind.outcomes(arrays, recorded)}
+    for bound in bounds or ():
+        if bound not in found:
+            raise ValueError(
+                f"{workdir} has rows under {list(found)}, not {bound!r}: a published "
+                f"bound exists for Laplace noise only."
+            )
     return [
-        _evaluate(workdir.name, rows, name, settings, certify, spread, classes)
-        for name in certificates
+        Certified(
+            f"{workdir.name} ({bound})" if bound else workdir.name,
+            recorded["ground_metric"],
+            evaluation.summarize(arrays["label"], found[bound]),
+            arrays["label"],
+            found[bound],
+            tuple(recorded.get("radii", ())),
+        )
+        for bound in bounds or found
     ]
 
 
-def _classes_seen(rows):
+def entry_name(rows_file: str) -> str:
+    """Name in `run.json` of what wrote these rows."""
+    return _NAMES[rows_file][0]
+
+
+def _check(arrays, path):
+    """Refuses rows whose radius is more than the numbers beside it allow."""
+    bounds = [np.where(np.isnan(arrays[b]), 0.0, arrays[b]) for b in _BOUNDS]
+    most = scores.certified_radius(*bounds)
+    wrong = np.where(
+        arrays["predict"] == scores.ABSTAIN,
+        arrays["radius"] != 0,
+        ~(arrays["radius"] <= most * (1 + 1e-9)),
+    )
+    if wrong.any():
+        raise RowsError(
+            f"{path}: the radius of image {arrays['idx'][wrong][0]} is not what its "
+            f"bounds certify ({int(wrong.sum())} such rows). Certify these images again."
+        )
+
+
+def _of_version_0_2(workdir, entry, rows_file):
+    """What a certifier would have recorded, from a config of before there were any."""
+    settings, certify = entry["config"]["smoothing"], entry["config"]["certify"]
+    named = settings["noise"] in ("flow_laplace", "flow_uniform", "pixel_laplace")
+    spread = entry.get("spread") or (settings["sigma"] if named else None)
+    if spread is None:
+        raise ValueError(
+            f"{workdir} was certified by version 0.1, which did not record the kappa of "
+            f"its {settings['noise']} noise; certify it again in another --workdir."
+        )
+    suffix = "_published" if settings["certificate"] == "published" else ""
+    theorem = settings["noise"] + suffix if named else "gaussian"
+    found = getattr(certificates, theorem)(spread, settings["ground_metric"])
+    way = certify.get("use_runner_up", "never")
+    return {
+        "kind": "votes" if rows_file == CERTIFICATES else "at_radii",
+        "ground_metric": settings["ground_metric"],
+        "scores": vars(found),
+        "alpha": certify["alpha"],
+        "use_runner_up": {True: "always", False: "never"}.get(way, way),
+        "radii": certify.get("at_radii", ()),
+        "most_votes": certify["n0"] + certify["n"],
+    }
+
+
+def _classes_seen(rows: Rows) -> int:
     """Enough classes for all votes and labels; others change no bound on one class."""
     cells = (cell for name in ("votes", "selection_votes") for cell in rows.text(name))
     voted = (int(pair.split(":")[0]) for cell in cells for pair in cell.split(","))
     return 1 + max(1, int(rows.ints("label").max(initial=1)), max(voted, default=1))
 
 
-def _evaluate(
-    name: str, rows: Rows, bound, settings, certify, spread, classes
-) -> Certified:
-    # The noise is not drawn again; the theorem and the spread on record suffice.
-    smooth = smoothing.Smoothing(
-        NoiseLaw(),
-        smoothing.theorem_about(settings["noise"], bound),
-        spread,
-        settings["ground_metric"],
-    )
-    labels = rows.ints("label")
-    selection = rows.votes("selection_votes", classes)
-    votes = rows.votes("votes", classes)
-    alpha = certify["alpha"]
-    results = [
-        smoothing.certificate_from_votes(
-            first, second, smooth, alpha=alpha, use_runner_up=certify["use_runner_up"]
-        )
-        for first, second in zip(selection, votes)
-    ]
-    predictions = [smoothing.prediction_from_votes(v, alpha).label for v in votes]
-    certified_labels = np.array([result.label for result in results])
-    radii = np.array([result.radius for result in results])
-    summary = evaluation.summarize(
-        labels, certified_labels, radii, np.array(predictions), votes
-    )
-    return Certified(
-        f"{name} ({bound})",
-        settings["ground_metric"],
-        summary,
-        labels,
-        certified_labels,
-        radii,
-    )
-
-
 def certificate_table(runs: Sequence[Certified]) -> Table:
     """The summary table: one line per run and theorem."""
-    largest = max((float(run.radii.max(initial=0.0)) for run in runs), default=0.0)
-    at = evaluation.ladder(largest, rungs=5)[1:]
+    largest = max((float(run.found.radii.max(initial=0.0)) for run in runs), default=0)
+    asked = [run.radii for run in runs if run.radii]
+    at = asked[0] if asked else evaluation.ladder(largest, rungs=5)[1:]
     table = Table(title="Certified test images", title_justify="left")
     table.add_column("run (certificate)", overflow="fold")
-    for head in ("images", "accuracy", "abstained", "base acc.", "median r", "mean r"):
+    heads = ("images", "accuracy", "abstained", "base acc.", "median r", "mean r")
+    votes = any(run.summary.mean_passes is not None for run in runs)
+    fewer = any(run.summary.times_fewer is not None for run in runs)
+    for head in (*heads, *["votes"] * votes, *["times fewer"] * fewer):
         table.add_column(head, justify="right", no_wrap=True)
     for radius in at:
         table.add_column(f"r>={radius:.3g}", justify="right", no_wrap=True)
     for run in runs:
-        shares = evaluation.certified_accuracy(
-            run.labels, run.certified_labels, run.radii, at
-        )
         total = run.summary
         table.add_row(
             run.name,
             str(total.images),
             f"{total.accuracy:.3f}",
             f"{total.abstained:.3f}",
-            f"{total.base_accuracy:.3f}",
+            _maybe(total.base_accuracy, ".3f"),
             _radius(total.median_radius),
             _radius(total.mean_radius),
-            *(f"{share:.3f}" for share in shares),
+            *[_maybe(total.mean_passes, ".0f")] * votes,
+            *[_maybe(total.times_fewer, ".1f")] * fewer,
+            *(f"{share:.3f}" for share in run.certified_accuracy(at)),
         )
     return table
+
+
+def _maybe(value, form):
+    return "-" if value is None else format(value, form)
 
 
 def _radius(value: float) -> str:
@@ -229,17 +264,29 @@ def show(table: Table, path: pathlib.Path | None = None) -> None:
         path.write_text(text.getvalue())
 
 
-def show_certificates(workdir: pathlib.Path) -> None:
+def show_certificates(workdir: pathlib.Path, rows_file: str = CERTIFICATES) -> None:
     """Prints and writes the summary and the curve of one run directory."""
-    runs = read_certified(workdir)
-    show(certificate_table(runs), workdir / "summary.txt")
-    as_json = {run.name: run.summary._asdict() for run in runs}
-    (workdir / "summary.json").write_text(json.dumps(as_json, indent=2) + "\n")
-    figure = workdir / "certified_accuracy.png"
+    runs = read_certified(workdir, rows_file=rows_file)
+    _, name = _NAMES[rows_file]
+    show(certificate_table(runs), workdir / f"{name}.txt")
+    as_json = {run.name: _as_json(run) for run in runs}
+    (workdir / f"{name}.json").write_text(json.dumps(as_json, indent=2) + "\n")
+    suffix = "" if rows_file == CERTIFICATES else f"_{name}"
     plots.accuracy_curves(
-        figure, {run.name: run.curve for run in runs}, metric=runs[0].metric
+        workdir / f"certified_accuracy{suffix}.png",
+        {run.name: run.curve for run in runs},
+        metric=runs[0].metric,
     )
     print(f"Rows, summary and figure: {workdir}")
+
+
+def _as_json(run):
+    at = run.radii or evaluation.ladder(float(run.found.radii.max(initial=0.0)))[1:]
+    shares = zip(at, run.certified_accuracy(at))
+    return {
+        **run.summary._asdict(),
+        "certified_accuracy": {f"{radius:g}": float(share) for radius, share in shares},
+    }
 
 
 def _main() -> None:
@@ -247,7 +294,7 @@ def _main() -> None:
     parser.add_argument("workdirs", nargs="+", type=pathlib.Path)
     parser.add_argument("--out", type=pathlib.Path, help="figure to write")
     parser.add_argument(
-        "--certificate", action="append", choices=smoothing.CERTIFICATES
+        "--certificate", action="append", choices=("tight", "published")
     )
     arguments = parser.parse_args()
     names = [workdir.name for workdir in arguments.workdirs]

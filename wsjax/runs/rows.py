@@ -8,7 +8,8 @@ import contextlib
 import csv
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -145,7 +146,32 @@ class Rows:
 
     def votes(self, name: str, num_classes: int) -> np.ndarray:
         """One column of `format_votes` cells as `[rows, num_classes]` int64."""
-        return np.array([parse_votes(cell, num_classes) for cell in self.text(name)])
+        cells = [parse_votes(cell, num_classes) for cell in self.text(name)]
+        return np.array(cells, np.int64).reshape(len(cells), num_classes)
+
+    def arrays(self, kinds: Mapping[str, str], num_classes: int) -> dict[str, Any]:
+        """Columns as arrays.
+
+        Args:
+          kinds: what is in each column, as `certifiers.base.Certifier.columns` says.
+          num_classes: K of "votes".
+
+        Returns:
+          `[rows]` or `[rows, K]` arrays by name; nothing in a "maybe" cell is NaN.
+
+        Raises:
+          RowsError: a column is missing or damaged.
+        """
+        read = {
+            "int": self.ints,
+            "float": self.floats,
+            "maybe": lambda name: self._numbers(
+                name, lambda cell: float(cell or "nan"), np.float64
+            ),
+            "votes": lambda name: self.votes(name, num_classes),
+            "text": lambda name: np.array(self.text(name)),
+        }
+        return {name: read[kind](name) for name, kind in kinds.items()}
 
 
 def read_rows(path: pathlib.Path) -> Rows:
@@ -215,4 +241,6 @@ def _format(value):
     if isinstance(value, (float, np.floating)):
         # Shortest text that reads back as the same number.
         return repr(float(value))
-    return str(value)
+    if isinstance(value, np.ndarray):
+        return format_votes(value)
+    return "" if value is None else str(value)

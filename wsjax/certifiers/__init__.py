@@ -1,0 +1,1 @@
+"""Certifiers: everything that knows how to certify images, behind one interface."""

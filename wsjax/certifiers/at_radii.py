@@ -1,0 +1,235 @@
+"""Certificates at fixed radii, with as few votes as they need.
+
+Where the question is "is this image certified at radius r?", most images answer after a
+few hundred votes. Draws are numbered, so what is drawn is always a beginning of the
+draws that a fixed number of votes would take, whichever size the portions have.
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Self
+
+import jax
+import numpy as np
+
+from wsjax import sequential
+from wsjax.certificates import ProbabilityScores
+from wsjax.certifiers import queue
+from wsjax.certifiers.base import Certificate, Outcomes, Prediction
+from wsjax.certifiers.votes import Drawing, VoteCertifier, needed, share
+from wsjax.scores import ABSTAIN
+
+FIRST_LOOK = 100
+
+
+class LookEvidence(NamedTuple):
+    """The votes at which one image was decided.
+
+    Attributes:
+      selection_votes: `[K]` int, at most `n0`.
+      votes: `[K]` int, at most `n`; fresh draws.
+    """
+
+    selection_votes: np.ndarray
+    votes: np.ndarray
+
+
+def check_radii(radii: Sequence[float], theorem: ProbabilityScores) -> np.ndarray:
+    """What the probability of a class has to exceed, for each of some radii.
+
+    Args:
+      radii: positive and increasing, in the theorem's ground metric.
+      theorem: what probabilities are worth.
+
+    Returns:
+      `[R]` float64, not decreasing.
+
+    Raises:
+      ValueError: there is no radius, they are not positive and increasing, or one is
+        out of reach of the noise.
+    """
+    if len(radii) == 0 or any(b <= a for a, b in itertools.pairwise(radii)):
+        raise ValueError(
+            f"radii={tuple(radii)!r} is not an increasing list of at least one radius; "
+            f"sort it, and name each radius once."
+        )
+    thresholds = np.array([theorem.probability_for(radius) for radius in radii])
+    # Rounding up one threshold above the next would be no reason for disorder.
+    return np.maximum.accumulate(thresholds)
+
+
+@dataclasses.dataclass(frozen=True)
+class VotesAtRadii(VoteCertifier):
+    """Certifies each image at the largest of some radii, stopping as soon as it can.
+
+    With probability at least 1 - alpha over the draws, the smoothed classifier returns
+    `label` within `radius`. Votes are looked at after `first_look`, twice that, and so
+    on (`sequential.looks`), and `n` at the latest. Radii are tested from the smallest
+    upwards, each at level `alpha` and only if all below it were certified. A wrong
+    certificate then needs the first radius that is too large to be certified, whose own
+    test does so with probability at most `alpha`: several radii cost no more than one.
+
+    Attributes, beside those of `VoteCertifier`, where `n0` and `n` are the most votes
+    (any choice of the class is valid, so selection stops as soon as one class leads with
+    p-value `alpha`, or none is likely enough for any radius):
+      radii: increasing, in the smoothing's ground metric.
+      beta: share of what is given up that `n` votes would have certified, as far as can
+        be foreseen (`sequential.decide`); None for `alpha`. Costs no soundness.
+      first_look: votes before the first look. No block is larger than a device's share
+        of them, so that none is half empty.
+
+    Source: docs/theory.md, 3.5 to 3.7.
+    """
+
+    _: dataclasses.KW_ONLY
+    radii: tuple[float, ...]
+    beta: float | None = None
+    first_look: int = FIRST_LOOK
+
+    columns: ClassVar[Mapping[str, str]] = {
+        "n_used": "int",
+        "selection_votes": "votes",
+        "votes": "votes",
+    }
+    rows_file: ClassVar[str] = "verdicts.tsv"
+    several_processes: ClassVar[bool] = False
+    trigger: ClassVar[str | None] = "at_radii"
+    ignores: ClassVar[tuple[str, ...]] = ("use_runner_up", "groups")
+
+    def __post_init__(self):
+        super().__post_init__()
+        sequential.check_levels(self.alpha, self.beta)
+        sequential.looks(self.first_look, self.n)
+        if not all(isinstance(radius, (int, float)) for radius in self.radii):
+            raise ValueError(f"radii={self.radii!r} is not a list of numbers.")
+        check_radii(self.radii, self.smoothing.scores)
+
+    def certify_each(
+        self, images: Iterable[Any], keys: Iterable[jax.Array] | None = None
+    ) -> Iterator[Certificate]:
+        """See `Certifier.certify_each`."""
+        theorem = self.smoothing.scores
+        thresholds = check_radii(self.radii, theorem)
+        selecting = sequential.looks(self.first_look, self.n0)
+        estimating = sequential.looks(self.first_look, self.n)
+        counter = self.counter(share(self, self.first_look))
+        level = self.alpha if self.beta is None else self.beta
+
+        def enough(counts):
+            if sequential.leading_class_p_value(counts, self.n0) <= self.alpha:
+                return True
+            return sequential.out_of_reach(
+                int(counts.max()),
+                int(counts.sum()),
+                float(thresholds[0]),
+                n=self.n,
+                alpha=self.alpha,
+                beta=level,
+            )
+
+        def work(images, keys):
+            key_select, key_estimate = jax.random.split(keys[0])
+            selection = Drawing(counter, key_select, images[0], selecting)
+            # Estimation begins before it is known which class it is about.
+            estimation = Drawing(counter, key_estimate, images[0], estimating)
+            selection_votes = yield from selection.until(enough)
+            selected = int(np.argmax(selection_votes))
+            certified = np.zeros(len(thresholds), bool)
+            for _ in estimating:
+                counts = yield from estimation.more()
+                decisions = sequential.decide(
+                    int(counts[selected]),
+                    int(counts.sum()),
+                    thresholds,
+                    n=self.n,
+                    alpha=self.alpha,
+                    beta=self.beta,
+                )
+                # What was certified once stays so.
+                certified |= decisions == sequential.CERTIFIED
+                reached = int(np.argmin([*certified, False]))
+                if reached == len(thresholds) or (
+                    decisions[reached] == sequential.GIVEN_UP
+                ):
+                    break
+            own, others = -math.inf, math.inf
+            if reached:  # Then the probability is above its threshold.
+                own, others = map(float, theorem.bounds(thresholds[reached - 1]))
+            return [
+                Certificate(
+                    label=selected if reached else ABSTAIN,
+                    radius=float(self.radii[reached - 1]) if reached else 0.0,
+                    selected=selected,
+                    lower=own,
+                    upper=others,
+                    lipschitz=2.0,
+                    evidence=LookEvidence(selection_votes, counts),
+                )
+            ]
+
+        return queue.run(work, images, needed(keys), 1, 3)
+
+    def predict_each(
+        self,
+        images: Iterable[Any],
+        keys: Iterable[jax.Array] | None = None,
+        first_look: int | None = None,
+    ) -> Iterator[Prediction]:
+        """Answers as soon as the votes are clear; see `VoteCertifier.predict_each`."""
+        return super().predict_each(images, keys, first_look or self.first_look)
+
+    @classmethod
+    def settings(cls) -> dict[str, Any]:
+        """See `Certifier.settings`: the radii are called "at_radii" there."""
+        given = super().settings()
+        del given["radii"], given["groups"]
+        return {**given, "at_radii": (), "beta": 0.0}
+
+    @classmethod
+    def from_run(cls, run: Any, **settings: Any) -> Self:
+        """See `Certifier.from_run`."""
+        settings["radii"] = tuple(settings.pop("at_radii"))
+        settings["beta"] = settings["beta"] or None
+        return super().from_run(run, groups=None, **settings)
+
+    def recorded(self) -> dict[str, Any]:
+        """See `Certifier.recorded`."""
+        return {
+            **super().recorded(),
+            "kind": "at_radii",
+            "radii": list(self.radii),
+            "most_votes": self.n0 + self.n,
+        }
+
+    def cells(self, certificate: Certificate) -> dict[str, Any]:
+        """See `Certifier.cells`."""
+        evidence = certificate.evidence
+        return {
+            "n_used": int(evidence.selection_votes.sum() + evidence.votes.sum()),
+            "selection_votes": evidence.selection_votes,
+            "votes": evidence.votes,
+        }
+
+    @classmethod
+    def outcomes(
+        cls, rows: Mapping[str, np.ndarray], recorded: Mapping[str, Any]
+    ) -> list[Outcomes]:
+        """See `Certifier.outcomes`; an answer is the certified class."""
+        radii = rows["radius"]
+        if not np.isin(radii, [0.0, *recorded["radii"]]).all():
+            raise ValueError(
+                f"Radii of rows are not of the run's own, {recorded['radii']}."
+            )
+        return [
+            Outcomes(
+                "at radii",
+                rows["predict"],
+                radii,
+                rows["predict"],
+                rows["n_used"],
+                recorded["most_votes"],
+                rows["votes"],
+            )
+        ]

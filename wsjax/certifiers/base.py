@@ -1,0 +1,225 @@
+"""What every certifier does, and what it says about an image.
+
+A certifier is a frozen dataclass that holds all it needs (a classifier and its noise,
+or labelled images) and its settings. Kinds that draw votes take a key for each image;
+the others take none. Rows of results are told and read back here too, so that a report
+needs neither images nor classifiers.
+"""
+
+import abc
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, ClassVar, NamedTuple, Self
+
+import jax
+import numpy as np
+
+from wsjax import scores
+
+
+class Certificate(NamedTuple):
+    """What a certifier found out about one image.
+
+    Attributes:
+      label: the certified class, or `ABSTAIN`: the classifier returns it at every image
+        with the same mass in every channel whose Wasserstein distance is less than
+      radius: the certified radius, in pixels x fraction of mass; 0.0 with `ABSTAIN`.
+      selected: the class that was asked about, whether or not it is certified.
+      lower: lower bound on its score,
+      upper: upper bound on the score of the class that limits the radius,
+      lipschitz: and the Lipschitz constant of their difference. The radius is
+        `scores.certified_radius` of these three.
+      evidence: what the bounds were made of, a NamedTuple of the kind of certifier.
+    """
+
+    label: int
+    radius: float
+    selected: int
+    lower: float
+    upper: float
+    lipschitz: float
+    evidence: Any
+
+
+class Prediction(NamedTuple):
+    """The answer to one image.
+
+    Attributes:
+      label: the class, or `ABSTAIN` where votes are too close.
+      p_value: of "it is not the most likely class"; 0.0 where nothing is left to chance.
+      votes: `[K]` int, or None where there are none.
+    """
+
+    label: int
+    p_value: float = 0.0
+    votes: np.ndarray | None = None
+
+
+class Outcomes(NamedTuple):
+    """What rows say about N images, under one theorem.
+
+    Attributes:
+      bound: name of the theorem, "" where there is one only.
+      labels: `[N]` certified classes, or `ABSTAIN`.
+      radii: `[N]` certified radii.
+      predictions: `[N]` answers, or `ABSTAIN`.
+      passes: `[N]` how often the classifier was asked, or None.
+      most_passes: how often it would be without looking in between.
+      votes: `[N, K]` votes about the selected class, or None.
+    """
+
+    bound: str
+    labels: np.ndarray
+    radii: np.ndarray
+    predictions: np.ndarray
+    passes: np.ndarray | None = None
+    most_passes: int | None = None
+    votes: np.ndarray | None = None
+
+
+class Certifier(abc.ABC):
+    """Certifies images; subclasses are frozen dataclasses.
+
+    Attributes:
+      columns: its own columns in rows of results, with what is in them: "int", "float",
+        "maybe" (a float or nothing), "votes" (`[K]` int) or "text".
+      rows_file: name of the file of its rows.
+      random: whether it draws, and needs a key for each image.
+      several_processes: whether a run may have several processes.
+      trigger: the setting of a config that, set to something, means this kind.
+      ignores: settings of other kinds that may be set all the same.
+    """
+
+    columns: ClassVar[Mapping[str, str]] = {}
+    rows_file: ClassVar[str] = "certificates.tsv"
+    random: ClassVar[bool] = False
+    several_processes: ClassVar[bool] = True
+    trigger: ClassVar[str | None] = None
+    ignores: ClassVar[tuple[str, ...]] = ()
+
+    @abc.abstractmethod
+    def certify_each(
+        self, images: Iterable[Any], keys: Iterable[jax.Array] | None = None
+    ) -> Iterator[Certificate]:
+        """Certifies images one after another; see `certify`.
+
+        Args:
+          images: of `[H, W, C]` float each; read a few ahead.
+          keys: one for each image, used up; None for kinds that do not draw.
+
+        Yields:
+          One `Certificate` per image, in order. Those before a bad image come first.
+
+        Raises:
+          ValueError: as `certify`.
+        """
+
+    @abc.abstractmethod
+    def predict_each(
+        self, images: Iterable[Any], keys: Iterable[jax.Array] | None = None
+    ) -> Iterator[Prediction]:
+        """Answers to images one after another; see `predict` and `certify_each`."""
+
+    def certify(self, image: Any, key: jax.Array | None = None) -> Certificate:
+        """Certifies one image: no image closer than `radius` gets another answer.
+
+        Args:
+          image: `[H, W, C]` float32 or float64, nonnegative, not all zero.
+          key: used up by this call; None for kinds that do not draw.
+
+        Returns:
+          A `Certificate`.
+
+        Raises:
+          ValueError: a bad image (`images.check_image`), a key that is missing, or a
+            classifier that returns NaN.
+        """
+        return next(self.certify_each([image], None if key is None else [key]))
+
+    def predict(self, image: Any, key: jax.Array | None = None) -> Prediction:
+        """The answer to one image; arguments and errors as `certify`."""
+        return next(self.predict_each([image], None if key is None else [key]))
+
+    @property
+    def batch(self) -> int:
+        """How many images are certified at a time; results come so many together."""
+        return 1
+
+    @property
+    def one_key(self) -> bool:
+        """Whether all images need the same key, as their noise is drawn once."""
+        return False
+
+    @abc.abstractmethod
+    def held(self) -> Any:
+        """Pytree of all arrays that answers depend on; laws of noise count as such."""
+
+    def laid_out_for(self, images: int) -> "Certifier":
+        """The same certifier, spread over the devices as suits a number of images."""
+        del images
+        return self
+
+    @classmethod
+    @abc.abstractmethod
+    def settings(cls) -> dict[str, Any]:
+        """Names and defaults of what a config's `certify` block may set."""
+
+    @classmethod
+    @abc.abstractmethod
+    def from_run(cls, run: Any, **settings: Any) -> Self:
+        """Makes one for a run.
+
+        Args:
+          run: has `classify` and `smoothing`, those that were trained or configured,
+            `ground_metric` and `training_set()`, each made when it is asked for.
+          **settings: a value for each of `settings()`.
+
+        Returns:
+          The certifier.
+
+        Raises:
+          ValueError: a setting is outside its range.
+        """
+
+    @abc.abstractmethod
+    def recorded(self) -> dict[str, Any]:
+        """What `outcomes` has to know, as plain values: kept with the rows.
+
+        Always has "kind", the name in the registry, and "ground_metric".
+        """
+
+    @abc.abstractmethod
+    def cells(self, certificate: Certificate) -> dict[str, Any]:
+        """Values of the kind's own `columns` for one certificate."""
+
+    @classmethod
+    @abc.abstractmethod
+    def outcomes(
+        cls, rows: Mapping[str, np.ndarray], recorded: Mapping[str, Any]
+    ) -> list[Outcomes]:
+        """What rows say, read back.
+
+        Args:
+          rows: arrays `[N]` or `[N, K]` by column, those that all kinds share and the
+            kind's own.
+          recorded: what `recorded` told when they were written.
+
+        Returns:
+          One `Outcomes`, or several if the same rows serve several theorems; the
+          run's own first.
+
+        Raises:
+          ValueError: the rows contradict themselves.
+        """
+
+
+def from_decision(decision: scores.Decision, selected: int, evidence: Any):
+    """A `Certificate` of what `scores.decide` found."""
+    return Certificate(
+        label=decision.label,
+        radius=decision.radius,
+        selected=selected,
+        lower=decision.lower,
+        upper=decision.upper,
+        lipschitz=decision.lipschitz,
+        evidence=evidence,
+    )
