@@ -18,6 +18,7 @@ CORE = [
     "spectrum",
     "transport",
     "fast_transport",
+    "nearest",
     "fast_random",
     "noise",
     "gaussian",

@@ -30,7 +30,7 @@ from wsjax.metrics import check_ground_metric, pixel_distance
 MASS_TOLERANCE = 1e-5
 
 _SAME = 1e-12  # Less moved mass than this, as a fraction, is float64 rounding.
-_OPTIMAL = 1e-10  # What a plan may lose, as a fraction of the longest way.
+OPTIMAL = 1e-11  # What a plan may lose, as a fraction of the longest way.
 _SOLVER = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
 # With so many pairs of pixels or more, HiGHS on the grid catches up with POT on pairs.
 _MANY_PAIRS = 2**20
@@ -337,7 +337,7 @@ def _by_network_simplex(cost, give, take):
     i, j = np.nonzero(plan > 0)
     prices = np.r_[log["u"], log["v"]]
     lower, upper = _proved(cost, give, take, i, j, plan[i, j], prices)
-    return (lower, upper) if upper - lower <= _OPTIMAL * cost.max() else None
+    return (lower, upper) if upper - lower <= OPTIMAL * cost.max() else None
 
 
 @functools.cache
