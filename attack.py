@@ -18,11 +18,11 @@ import jax
 import numpy as np
 
 from wsjax.attacks import registry
+from wsjax.console.progress import progress
+from wsjax.console.signals import StopFlag
 from wsjax.runs import attack_report, cli, experiment, manifest, rows, streams, trained
 from wsjax.runs import config as configs
 from wsjax.runs.examples import Examples
-from wsjax.runs.progress import progress
-from wsjax.runs.signals import StopFlag
 
 _log = logging.getLogger("wsjax")
 

@@ -18,10 +18,10 @@ import logging
 
 import jax
 
+from wsjax.console.progress import progress, timed
 from wsjax.runs import cli, cluster, experiment, manifest, report, streams, trained
 from wsjax.runs import config as configs
 from wsjax.runs.examples import Examples
-from wsjax.runs.progress import progress, timed
 
 _log = logging.getLogger("wsjax")
 

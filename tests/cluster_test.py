@@ -14,7 +14,8 @@ import jax
 import tiny_runs
 from absl.testing import absltest, flagsaver, parameterized
 
-from wsjax.runs import cluster, experiment, manifest, signals
+from wsjax.console import signals
+from wsjax.runs import cluster, experiment, manifest
 from wsjax.runs import config as configs
 from wsjax.runs.examples import Examples
 from wsjax.runs.rows import read_rows

@@ -15,8 +15,8 @@ import numpy as np
 from tqdm import tqdm
 
 from wsjax import data
-from wsjax.runs.progress import progress
-from wsjax.runs.signals import StopFlag
+from wsjax.console.progress import progress
+from wsjax.console.signals import StopFlag
 from wsjax.training import steps
 from wsjax.training.checkpoints import Checkpoints
 from wsjax.training.metrics import MetricsWriter, read_metrics
