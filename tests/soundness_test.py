@@ -16,15 +16,16 @@ from absl.testing import absltest, parameterized
 from scipy import stats
 
 from wsjax import (
+    Counting,
+    FixedVotes,
     FlowPlan,
-    certify_each,
-    certify_each_at,
+    VotesAtRadii,
     flow_shape,
     make_key,
     make_smoothing,
 )
+from wsjax.certifiers.votes import certificate_from_votes, prediction_from_votes
 from wsjax.flow import apply_flow, flow_cost, potential_gradient
-from wsjax.smoothing import certificate_from_votes, prediction_from_votes
 
 FLOWS = ("flow_laplace", "flow_uniform", "flow_gaussian")
 GAUSSIAN = ("flow_gaussian", "laplacian_gaussian", "power_law")
@@ -88,9 +89,9 @@ class LinearClassifierTest(parameterized.TestCase):
             p = probabilities(name, sigma, smoothing, weights, margins)
             # A runner-up's bound is the rest of the probability, or above it.
             for radii in (
-                smoothing.radius(p),
-                smoothing.radius(p, 1 - p),
-                smoothing.radius(p, 1 - 0.9 * p),
+                smoothing.scores.radius(p),
+                smoothing.scores.radius(p, 1 - p),
+                smoothing.scores.radius(p, 1 - 0.9 * p),
             ):
                 self.assertTrue((radii > 0).all(), (name, smoothing))
                 self.assertTrue((radii <= margins / slope).all(), (name, smoothing))
@@ -104,7 +105,7 @@ class LinearClassifierTest(parameterized.TestCase):
 
         p = probabilities(name, 0.1, smoothing, weights, margins)
 
-        np.testing.assert_allclose(smoothing.radius(p), margins, rtol=1e-9)
+        np.testing.assert_allclose(smoothing.scores.radius(p), margins, rtol=1e-9)
 
     def test_pixel_noise_counts_mass_where_it_leaves_and_where_it_arrives(self):
         smoothing = make_smoothing("pixel_laplace", 0.1, "l2")
@@ -112,7 +113,7 @@ class LinearClassifierTest(parameterized.TestCase):
         for margin in (0.05, 0.2):
             # One pixel may lose W and its neighbour gain it: 2 W in the L1 norm.
             p = float(law.cdf(2 * margin))
-            self.assertAlmostEqual(smoothing.radius(p), margin, delta=1e-9)
+            self.assertAlmostEqual(smoothing.scores.radius(p), margin, delta=1e-9)
 
     @parameterized.product(metric=METRICS, seed=(1, 2))
     def test_the_exact_radius_is_reached_by_moving_mass_along_the_steepest_pair(
@@ -185,24 +186,24 @@ class CoverageTest(parameterized.TestCase):
 
     @parameterized.product(
         p=((0.9, 0.1), (0.6, 0.4), (0.55, 0.25, 0.2), (0.4, 0.35, 0.25), (0.34,) * 2),
-        use_runner_up=(False, True, "auto"),
+        use_runner_up=("never", "always", "auto"),
     )
     def test_wrong_certificates_are_at_most_alpha(self, p, use_runner_up):
         p = np.array([*p, max(0.0, 1 - sum(p))])
         alpha, runs, rng = 0.1, 1_000, np.random.default_rng(0)
-        smoothing = make_smoothing("flow_laplace", 0.1, "l1")
+        theorem = make_smoothing("flow_laplace", 0.1, "l1").scores
         selection = rng.multinomial(10, p, runs)
         estimation = rng.multinomial(200, p, runs)
 
         wrong = 0
         for chosen, fresh in zip(selection, estimation):
             certificate = certificate_from_votes(
-                chosen, fresh, smoothing, alpha=alpha, use_runner_up=use_runner_up
+                chosen, fresh, theorem, alpha=alpha, use_runner_up=use_runner_up
             )
             k = certificate.selected
-            true = smoothing.radius(p[k], np.delete(p, k).max())
-            if certificate.runner_up is None:
-                true = smoothing.radius(p[k])
+            true = theorem.radius(p[k], np.delete(p, k).max())
+            if certificate.evidence.runner_up is None:
+                true = theorem.radius(p[k])
             wrong += certificate.radius > true
 
         self.assertLessEqual(wrong, oracles.failures_allowed(runs, alpha))
@@ -210,12 +211,12 @@ class CoverageTest(parameterized.TestCase):
     def test_certificates_do_fail_about_as_often_as_allowed(self):
         # So the test above would notice a level twice as high.
         alpha, runs, rng = 0.1, 1_000, np.random.default_rng(1)
-        smoothing = make_smoothing("flow_laplace", 0.1, "l1")
-        true = smoothing.radius(0.9)
+        theorem = make_smoothing("flow_laplace", 0.1, "l1").scores
+        true = theorem.radius(0.9)
 
         radii = [
             certificate_from_votes(
-                np.array([1, 0]), np.array([k, 200 - k]), smoothing, alpha=alpha
+                np.array([1, 0]), np.array([k, 200 - k]), theorem, alpha=alpha
             ).radius
             for k in rng.binomial(200, 0.9, runs)
         ]
@@ -234,9 +235,9 @@ class CoverageTest(parameterized.TestCase):
 
         self.assertLessEqual(wrong, alpha)
 
-    @parameterized.parameters("flow_laplace", "flow_gaussian")
-    def test_certificates_of_real_draws_fail_at_most_alpha(self, name):
-        alpha, runs, margin = 0.2, 100, 0.08
+    def real_draws(self, name, make, runs, margin):
+        """Certificates of one image whose exact radius is `margin`, key by key."""
+        # The step feels one edge, so the margin is the exact radius.
         smoothing = smoothing_of(name, 0.1, "l1", shape=(1, 4, 1))
         image = np.full((1, 4, 1), 0.25, np.float32)
         weights = np.array([[0.0, 0.0, 1.0, 1.0]], np.float32)[..., None]
@@ -246,37 +247,39 @@ class CoverageTest(parameterized.TestCase):
             return jnp.stack([-lean, lean], axis=-1)
 
         keys = jax.random.split(make_key(3), runs)
-        certificates = certify_each(
-            ((key, image) for key in keys), classify, smoothing, n0=10, n=50,
-            alpha=alpha, block_size=50, devices=jax.local_devices()[:1],
-        )  # fmt: skip
+        return make(classify, smoothing).certify_each([image] * runs, keys)
+
+    @parameterized.parameters("flow_laplace", "flow_gaussian")
+    def test_certificates_of_real_draws_fail_at_most_alpha(self, name):
+        alpha, runs, margin = 0.2, 100, 0.08
+
+        def make(*classifier):
+            devices = tuple(jax.local_devices()[:1])
+            counting = Counting(block_size=50, devices=devices)
+            return FixedVotes(*classifier, n0=10, n=50, alpha=alpha, counting=counting)
+
+        certificates = self.real_draws(name, make, runs, margin)
         radii = np.array([c.radius for c in certificates if c.label == 1])
 
-        # The step feels one edge, so the margin is the exact radius.
         failures = np.sum(radii > margin)
         self.assertLessEqual(failures, oracles.failures_allowed(runs, alpha))
         self.assertGreater(failures, 0.25 * alpha * runs)
         self.assertGreater(len(radii), 0.9 * runs)
 
     @parameterized.parameters("flow_laplace", "flow_gaussian")
-    def test_verdicts_on_real_draws_fail_at_most_alpha(self, name):
+    def test_radii_asked_for_fail_at_most_alpha_on_real_draws(self, name):
         alpha, runs, margin = 0.2, 100, 0.08
-        smoothing = smoothing_of(name, 0.1, "l1", shape=(1, 4, 1))
-        image = np.full((1, 4, 1), 0.25, np.float32)
-        weights = np.array([[0.0, 0.0, 1.0, 1.0]], np.float32)[..., None]
-
-        def classify(images):
-            lean = jnp.sum(weights * images, axis=(1, 2, 3)) - 0.5 + margin
-            return jnp.stack([-lean, lean], axis=-1)
-
-        # The margin is the exact radius: the first is true, the others claim too much.
+        # The first is true, the others claim too much.
         radii = (0.5 * margin, 1.0001 * margin, 1.05 * margin, 1.5 * margin)
-        keys = jax.random.split(make_key(3), runs)
-        verdicts = certify_each_at(
-            ((key, image) for key in keys), classify, smoothing, radii=radii, n0=10,
-            n=200, alpha=alpha, first_look=25, devices=jax.local_devices()[:1],
-        )  # fmt: skip
-        found = np.array([verdict.radius for verdict in verdicts])
+
+        def make(*classifier):
+            return VotesAtRadii(
+                *classifier, radii=radii, n0=10, n=200, alpha=alpha, first_look=25,
+                counting=Counting(devices=tuple(jax.local_devices()[:1])),
+            )  # fmt: skip
+
+        certificates = self.real_draws(name, make, runs, margin)
+        found = np.array([certificate.radius for certificate in certificates])
 
         failures = np.sum(found > margin)
         self.assertLessEqual(failures, oracles.failures_allowed(runs, alpha))
