@@ -18,21 +18,22 @@ import jax
 import numpy as np
 
 from wsjax.attacks import registry
+from wsjax.console.progress import progress
+from wsjax.console.signals import StopFlag
 from wsjax.runs import attack_report, cli, experiment, manifest, rows, streams, trained
 from wsjax.runs import config as configs
-from wsjax.runs.progress import progress
-from wsjax.runs.signals import StopFlag
+from wsjax.runs.examples import Examples
 
 _log = logging.getLogger("wsjax")
 
 
 def main(config, workdir):
-    examples = experiment.Examples(config["data"], "test")
-    indices = experiment.chosen_indices(config["data"], len(examples))
-    name = config["attack"]["method"]
+    examples = Examples(config.data, "test")
+    indices = config.data.chosen(len(examples))
+    name = config.attack.method
     method = registry.get_method(name)
     settings = experiment.make_attack(config)
-    targets = attack_report.chosen_targets(config["attack"]["target"], method)
+    targets = attack_report.chosen_targets(config.attack.target, method)
     folder = cli.trained_dir(workdir)
     classify, smoothing = trained.restore(config, folder, examples)
     manifest.record(
@@ -56,16 +57,16 @@ def main(config, workdir):
             smoothing if target == "smoothed" else None,
             settings,
         )
-    attack_report.show_attacks(workdir, examples, config["attack"]["pictures"])
+    attack_report.show_attacks(workdir, examples, config.attack.pictures)
 
 
 def attack(workdir, case, config, examples, indices, classify, smoothing, settings):
     """Attacks the images of one target that have no row yet."""
     folder = workdir / case.folder
     folder.mkdir(exist_ok=True)
-    key = streams.stream_key(config["seed"], streams.ATTACK)
-    fresh = streams.stream_key(config["seed"], streams.VERIFY)
-    votes = {k: config["attack"][k] for k in ("n", "alpha")}
+    key = streams.stream_key(config.seed, streams.ATTACK)
+    fresh = streams.stream_key(config.seed, streams.VERIFY)
+    votes = {"n": config.attack.n, "alpha": config.attack.alpha}
     run = registry.get_method(case.method).run
     noise = {"smoothing": smoothing} if smoothing else {}
     # Attacks on the plain classifier share their gradient steps; smoothed ones go one
@@ -79,9 +80,8 @@ def attack(workdir, case, config, examples, indices, classify, smoothing, settin
         ):
             for start in range(0, len(todo), size):
                 group = todo[start : start + size]
-                pairs = [examples.checked(index) for index in group]
-                images = np.stack([image for image, _ in pairs])
-                labels = np.array([label for _, label in pairs])
+                images, labels = zip(*map(examples.checked, group), strict=True)
+                images, labels = np.stack(images), np.array(labels)
                 before = time.perf_counter()
                 result = run(
                     images,

@@ -18,31 +18,31 @@ import logging
 
 import jax
 
+from wsjax.console.progress import progress, timed
 from wsjax.runs import cli, cluster, experiment, manifest, report, streams, trained
 from wsjax.runs import config as configs
-from wsjax.runs.progress import progress, timed
+from wsjax.runs.examples import Examples
 
 _log = logging.getLogger("wsjax")
 
 
 def main(config, workdir):
     with cluster.together():
-        examples = experiment.Examples(config["data"], "test")
-        indices = experiment.chosen_indices(config["data"], len(examples))
+        examples = Examples(config.data, "test")
+        indices = config.data.chosen(len(examples))
         folder = cli.trained_dir(workdir)
         certifier = trained.make_certifier(config, folder, examples)
         if cluster.several() and not certifier.several_processes:
             raise ValueError(
-                f"certify.method={config['certify']['method']!r} decides for each image "
+                f"certify.method={config.certify.method!r} decides for each image "
                 f"alone how many votes it gets, and runs on one process."
             )
-    blocks = ("data", "model", "smoothing", "certify")
-    recorded = configs.select(config, *blocks)
+    recorded = config.plain("data", "model", "smoothing", "certify")
     identity = {
         "data_checksum": examples.checksum,
         "classifier": trained.fingerprint(certifier.held()),
         "certifier": certifier.recorded(),
-        "num_classes": config["model"]["num_classes"] or examples.num_classes,
+        "num_classes": experiment.num_classes(config, examples),
     }
     cluster.check_agreement(recorded, **identity)
     name = report.entry_name(certifier.rows_file)
@@ -58,7 +58,7 @@ def main(config, workdir):
             _log.info("Certifying %d images on %s.", len(indices), manifest.devices())
 
         def work(items):
-            return certify(certifier, examples, items, config["seed"])
+            return certify(certifier, examples, items, config.seed)
 
         # Votes are spread over all processes; whoever works on the host takes turns.
         if certifier.random:

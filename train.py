@@ -11,15 +11,17 @@ import logging
 
 from wsjax.runs import cli, experiment, manifest, streams
 from wsjax.runs import config as configs
+from wsjax.runs.config import pick
+from wsjax.runs.examples import Examples
 from wsjax.training import checkpoints, loop, steps
 
 _log = logging.getLogger("wsjax")
 
 
 def main(config, workdir):
-    train_set = experiment.Examples(config["data"], "train")
-    test_set = experiment.Examples(config["data"], "test")
-    settings = config["train"]
+    train_set = Examples(config.data, "train")
+    test_set = Examples(config.data, "test")
+    settings = config.train
     # Everything is built before anything is recorded: a run directory should not
     # remember a config that cannot work.
     learned = experiment.learns_noise(config)
@@ -27,50 +29,38 @@ def main(config, workdir):
         noise = experiment.make_learned_noise(config, train_set.training_images())
     else:
         smoothing = experiment.make_smoothing(config, train_set.image_shape)
-        noise = smoothing.perturb if settings["noisy"] else None
-    module = experiment.make_model(config["model"], train_set.num_classes)
-    augment = experiment.make_augment(settings["augment"])
+        noise = smoothing.perturb if settings.noisy else None
+    module = experiment.make_model(config.model, train_set.num_classes)
+    augment = experiment.make_augment(settings.augment)
     experiment.make_optimizer(settings, 1, learned)
-    metric = config["smoothing"]["ground_metric"]
+    metric = config.smoothing.ground_metric
     objective = experiment.make_objective(settings, metric)
     steps.check_objective(objective, noise)
     # Traced, not run: settings of the model and of the noise that do not fit.
     experiment.trace_state(module, train_set.image_shape, settings, noise)
-    loop.check_settings(
-        train_set.data,
-        **{
-            key: settings[key]
-            for key in (
-                "batch_size",
-                "num_epochs",
-                "checkpoint_every",
-                "evaluate_every",
-            )
-        },
-    )
+    pick(loop.check_settings, settings, train_data=train_set.data)
     manifest.record(
         workdir,
         "train",
-        configs.select(config, "data", "model", "smoothing", "train"),
+        config.plain("data", "model", "smoothing", "train"),
         data_checksum=train_set.checksum,
         may_differ=configs.MAY_DIFFER,
     )
     checkpoints.write_description(workdir, experiment.description(config, train_set))
-    state = loop.train(
-        workdir,
-        module,
-        lambda total_steps: experiment.make_optimizer(settings, total_steps, learned),
-        noise,
-        train_set.data,
-        test_set.data,
-        key=streams.stream_key(config["seed"], streams.TRAIN),
-        seed=config["seed"],
-        batch_size=settings["batch_size"],
-        num_epochs=settings["num_epochs"],
-        share_noise=settings["share_noise"],
+    state = pick(
+        loop.train,
+        settings,
+        workdir=workdir,
+        module=module,
+        make_optimizer=lambda steps: experiment.make_optimizer(
+            settings, steps, learned
+        ),
+        perturb=noise,
+        train_data=train_set.data,
+        test_data=test_set.data,
+        key=streams.stream_key(config.seed, streams.TRAIN),
+        seed=config.seed,
         augment=augment,
-        checkpoint_every=settings["checkpoint_every"],
-        evaluate_every=settings["evaluate_every"],
         objective=objective,
     )
     if learned:

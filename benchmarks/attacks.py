@@ -30,6 +30,7 @@ from wsjax import attacks, data, models
 from wsjax.attacks import repair
 from wsjax.interop import torch_checkpoints
 from wsjax.runs import artefact, experiment, manifest
+from wsjax.runs.examples import Examples
 from wsjax.transport import exact_distance
 
 FLOW = attacks.FlowAttack()
@@ -253,7 +254,7 @@ def classifier(path, image_shape):
         return jax.tree_util.Partial(module.apply, variables)
     if pathlib.Path(path).is_dir():
         config = manifest.read(pathlib.Path(path))["train"]["config"]
-        examples = experiment.Examples(config["data"], "test")
+        examples = Examples(config["data"], "test")
         return experiment.restore_classifier(config, pathlib.Path(path), examples)
     stored = artefact.read(pathlib.Path(path))
     module = models.create(**stored.description["model"])

@@ -28,9 +28,9 @@ from rich.table import Table
 from scipy.spatial.distance import cdist
 
 from wsjax import data, transport
+from wsjax.console.progress import progress
+from wsjax.console.signals import StopFlag, Stopped
 from wsjax.runs import report, rows
-from wsjax.runs.progress import progress
-from wsjax.runs.signals import StopFlag, Stopped
 
 COLUMNS = ("idx", "label", "nearest", "nearest_label", "distance")
 RADII = (0.05, 0.10, 0.15, 0.20, 0.25, 0.30)

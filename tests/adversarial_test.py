@@ -16,7 +16,8 @@ import tiny_runs
 from absl.testing import absltest, parameterized
 
 from wsjax import exact_distance
-from wsjax.runs import config, experiment, signals
+from wsjax.console import signals
+from wsjax.runs import config, experiment
 from wsjax.training import learned_noise, loop, steps
 from wsjax.training.adversarial import ball_ascent
 from wsjax.training.objectives import Objective

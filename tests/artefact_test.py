@@ -1,6 +1,5 @@
 """Tests of wsjax.runs.artefact, and of what a config may ask of a stored classifier."""
 
-import copy
 import errno
 import itertools
 import json
@@ -8,7 +7,6 @@ import os
 import pathlib
 import pickle
 import tempfile
-import types
 from unittest import mock
 
 import chex
@@ -19,8 +17,9 @@ from absl.testing import absltest, parameterized
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from wsjax import gaussian
-from wsjax.runs import artefact, config, experiment
+from wsjax import gaussian, smoothing
+from wsjax.runs import artefact, config, experiment, trained
+from wsjax.runs.examples import Examples
 from wsjax.training import checkpoints, learned_noise, steps
 
 SHAPE = (4, 5, 3)
@@ -93,8 +92,8 @@ PROVENANCE = {
 
 
 def stored(law, metric="l2", **changes):
-    claim = {"ground_metric": metric, "kappa": gaussian.kappa(law, SHAPE, metric)}
-    whole = artefact.Artefact(law, VARIABLES, DESCRIPTION, claim, PROVENANCE)
+    scores = smoothing.gaussian_scores(law, SHAPE, metric)
+    whole = artefact.Artefact(law, VARIABLES, DESCRIPTION, scores, PROVENANCE)
     return whole._replace(**changes)
 
 
@@ -143,7 +142,7 @@ class RoundTripTest(Folder):
         chex.assert_trees_all_equal(found.variables, saved.variables)
         chex.assert_trees_all_equal_shapes_and_dtypes(found.variables, saved.variables)
         self.assertEqual(found[2:], saved[2:])
-        self.assertEqual(artefact.read(self.path).claim, saved.claim)
+        self.assertEqual(artefact.read(self.path).scores, saved.scores)
         self.assertEqual(os.listdir(self.folder), [artefact.NAME])
 
     def test_text_is_of_the_header_and_numbers_are_bare(self):
@@ -357,7 +356,7 @@ class RefusalTest(Folder):
 
 
 class Digits:
-    """As much of `experiment.Examples` as storing and restoring look at."""
+    """As much of `Examples` as storing and restoring look at."""
 
     name, num_classes, image_shape = "digits", 3, (8, 8, 1)
 
@@ -396,7 +395,7 @@ class ExperimentTest(Folder):
         super().setUpClass()
         cls.config = settings()
         cls.noise = experiment.make_learned_noise(cls.config, IMAGES)
-        module = experiment.make_model(cls.config["model"], 3)
+        module = experiment.make_model(cls.config.model, 3)
         state = steps.init_state(
             jax.random.key(1), module, Digits.image_shape, optax.sgd(0.1), cls.noise
         )
@@ -416,56 +415,59 @@ class ExperimentTest(Folder):
     def test_stores_the_law_its_claim_and_where_it_came_from(self):
         found = artefact.load(self.path, experiment.description(self.config, Digits))
         self.assertEqual(found.law, self.noise.freeze(self.state.noise))
-        self.assertEqual(found.claim["ground_metric"], "l2")
-        self.assertAlmostEqual(
-            found.claim["kappa"] / slowly(found.law, "l2"), 1.0, delta=1e-9
-        )
-        self.assertAlmostEqual(found.claim["kappa"] * SCALE, 1.0, delta=1e-5)
+        scores = found.scores
+        self.assertEqual((scores.function, scores.ground_metric), ("gaussian", "l2"))
+        self.assertAlmostEqual(scores.scale * slowly(found.law, "l2"), 1.0, delta=1e-9)
+        self.assertAlmostEqual(scores.scale / SCALE, 1.0, delta=1e-5)
         chex.assert_trees_all_equal(found.variables, self.state.variables)
         origin = found.provenance
-        self.assertEqual(origin["config"]["smoothing"], self.config["smoothing"])
-        self.assertEqual(origin["config"]["train"], self.config["train"])
+        whole = json.loads(json.dumps(self.config.plain()))
+        self.assertEqual(origin["config"]["smoothing"], whole["smoothing"])
+        self.assertEqual(origin["config"]["train"], whole["train"])
         self.assertEqual(origin["config"]["seed"], 0)
         self.assertEqual(origin["versions"]["jax"], jax.__version__)
         self.assertEqual(origin["devices"][0], "8 x cpu")
 
     def test_restores_classifier_and_smoothing(self):
-        classify = experiment.restore_classifier(self.config, self.folder, Digits)
+        with mock.patch.object(
+            gaussian, "feature_kappa", wraps=gaussian.feature_kappa
+        ) as constants:
+            classify, smooth = trained.restore(self.config, self.folder, Digits)
+        self.assertEqual(constants.call_count, 1)
         images = np.float32(IMAGES[:2]) / 16
         expected = self.module.apply(self.state.variables, images)
         chex.assert_trees_all_equal(classify(images), expected)
 
-        smooth = experiment.restore_smoothing(self.config, self.folder, Digits)
         self.assertEqual(smooth.noise, self.noise.freeze(self.state.noise))
         self.assertEqual(smooth.image_shape, (8, 8, 1))
         # A class of probability Phi(1) is certified to the scale, not beyond.
-        radius = smooth.radius(0.8413447460685429)
+        radius = smooth.scores.radius(0.8413447460685429)
         self.assertBetween(radius, SCALE, SCALE * (1 + 2e-5))
 
     def test_another_metric_has_its_own_constant(self):
-        smooth = experiment.restore_smoothing(
-            settings(ground_metric="l1"), self.folder, Digits
-        )
+        _, smooth = trained.restore(settings(ground_metric="l1"), self.folder, Digits)
         self.assertEqual(smooth.ground_metric, "l1")
         self.assertAlmostEqual(
-            smooth.spread / slowly(smooth.noise, "l1"), 1.0, delta=1e-9
+            smooth.scores.scale * slowly(smooth.noise, "l1"), 1.0, delta=1e-9
         )
-        other = experiment.restore_smoothing(self.config, self.folder, Digits)
-        self.assertLess(smooth.spread, other.spread)
+        _, other = trained.restore(self.config, self.folder, Digits)
+        self.assertGreater(smooth.scores.scale, other.scores.scale)
 
     def test_a_released_file_is_read_from_anywhere(self):
         released = self.folder / "released.safetensors"
         self.path.rename(released)
-        elsewhere = copy.deepcopy(self.config)
-        elsewhere["model"]["checkpoint"] = str(released)
+        elsewhere = self.changed("model", checkpoint=str(released))
         workdir = self.folder / "empty"
-        smooth = experiment.restore_smoothing(elsewhere, workdir, Digits)
+        classify, smooth = trained.restore(elsewhere, workdir, Digits)
         self.assertEqual(smooth.noise, self.noise.freeze(self.state.noise))
-        classify = experiment.restore_classifier(elsewhere, workdir, Digits)
         chex.assert_trees_all_equal(classify.args[0], self.state.variables)
-        for restore in (experiment.restore_classifier, experiment.restore_smoothing):
-            with self.assertRaisesRegex(checkpoints.CheckpointError, "There is no"):
-                restore(self.config, workdir, Digits)
+        with self.assertRaisesRegex(checkpoints.CheckpointError, "There is no"):
+            trained.restore(self.config, workdir, Digits)
+
+    def changed(self, block, **settings):
+        whole = self.config.plain()
+        whole[block] |= settings
+        return config.resolve(whole)
 
     @parameterized.named_parameters(
         (
@@ -485,22 +487,20 @@ class ExperimentTest(Folder):
         ),
     )
     def test_refuses_another_noise(self, changes, message):
-        for restore in (experiment.restore_classifier, experiment.restore_smoothing):
-            with self.assertRaisesRegex(ValueError, message) as caught:
-                restore(settings(**changes), self.folder, Digits)
-            self.assertIn(str(self.path), str(caught.exception))
+        with self.assertRaisesRegex(ValueError, message) as caught:
+            trained.restore(settings(**changes), self.folder, Digits)
+        self.assertIn(str(self.path), str(caught.exception))
 
     def test_refuses_another_data_set_and_model(self):
         class Mnist(Digits):
             name = "mnist"
 
-        wider = copy.deepcopy(self.config)
-        wider["model"]["widths"] = (7,)
+        wider = self.changed("model", widths=(7,))
         for chosen, examples in ((self.config, Mnist), (wider, Digits)):
             with self.assertRaisesRegex(
                 checkpoints.CheckpointError, "trained .* config"
             ):
-                experiment.restore_smoothing(chosen, self.folder, examples)
+                trained.restore(chosen, self.folder, examples)
 
 
 class NoiseSettingsTest(chex.TestCase):
@@ -543,7 +543,7 @@ class NoiseSettingsTest(chex.TestCase):
             {"sigma": 0.01},
             "sigma=0.01 means nothing to .*'learned_view'.*to 0",
         ),
-        ("metric", {"ground_metric": "l3"}, "smoothing.ground_metric='l3'"),
+        ("metric", {"ground_metric": "l3"}, "ground_metric='l3' is not one of"),
     )
     def test_refuses_for_learned_noise(self, changes, message):
         with self.assertRaisesRegex(ValueError, message):
@@ -570,9 +570,10 @@ class NoiseSettingsTest(chex.TestCase):
         self.assertAlmostEqual(ratio, 2.0**gamma, delta=1e-4)
 
     def test_learned_noise_needs_the_images_in_memory(self):
-        photographs = types.SimpleNamespace(name="imagenet")
-        with self.assertRaisesRegex(ValueError, "ImageNet does not fit.*named noise"):
-            experiment.Examples.training_images(photographs)
+        photographs = mock.Mock(data=mock.Mock(arrays=None))
+        photographs.name = "imagenet"
+        with self.assertRaisesRegex(ValueError, "imagenet does not fit.*named noise"):
+            Examples.training_images(photographs)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def random_state(step=7, seed=0):
 
 
 class Digits:
-    """As much of `experiment.Examples` as restoring looks at."""
+    """As much of `Examples` as restoring looks at."""
 
     name, num_classes, image_shape = "digits", 10, SHAPE
 

@@ -14,8 +14,10 @@ import jax
 import tiny_runs
 from absl.testing import absltest, flagsaver, parameterized
 
-from wsjax.runs import cluster, experiment, manifest, signals
+from wsjax.console import signals
+from wsjax.runs import cluster, experiment, manifest
 from wsjax.runs import config as configs
+from wsjax.runs.examples import Examples
 from wsjax.runs.rows import read_rows
 from wsjax.training import checkpoints, steps
 
@@ -121,7 +123,7 @@ class ProcessesTest(chex.TestCase):
     def write_untrained(cls, workdir):
         """A classifier as train.py leaves it, with the weights it starts from."""
         config = configs.resolve(tiny_runs.load_config(cls.config))
-        examples = experiment.Examples(config["data"], "test")
+        examples = Examples(config["data"], "test")
         module = experiment.make_model(config["model"], examples.num_classes)
         optimizer = experiment.make_optimizer(config["train"], 1)
         shape = examples.image_shape

@@ -9,6 +9,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from wsjax.attacks import registry
+from wsjax.certifiers.registry import KINDS
 from wsjax.runs import config, experiment
 from wsjax.training import learned_noise, objectives
 
@@ -35,22 +36,23 @@ def least(**blocks):
 class ResolveTest(chex.TestCase):
     def test_fills_in_defaults(self):
         resolved = config.resolve(ml_collections.ConfigDict(LEAST))
-        self.assertEqual(resolved["seed"], 0)
-        self.assertEqual(resolved["data"]["stride"], 1)
-        self.assertEqual(resolved["smoothing"]["certificate"], "tight")
-        self.assertEqual(resolved["train"]["momentum"], 0.9)
-        self.assertFalse(resolved["train"]["share_noise"])
-        self.assertEqual(resolved["model"]["unit"], "pixels")
-        self.assertEqual(resolved["certify"]["use_runner_up"], "never")
-        self.assertEqual(resolved["certify"]["backend"], "pmap")
+        self.assertEqual(resolved.seed, 0)
+        self.assertEqual(resolved.data.stride, 1)
+        self.assertEqual(resolved.smoothing.certificate, "tight")
+        self.assertEqual(resolved.train.momentum, 0.9)
+        self.assertFalse(resolved.train.share_noise)
+        self.assertEqual(resolved.model.unit, "pixels")
+        self.assertEqual(resolved.certify.settings["use_runner_up"], "never")
+        self.assertEqual(resolved.certify.settings["backend"], "pmap")
+        whole = resolved.plain()
         for block, values in LEAST.items():
-            self.assertEqual({**resolved[block], **values}, resolved[block])
+            self.assertEqual({**whole[block], **values}, whole[block])
 
     def test_attack_defaults_are_those_of_the_attack(self):
         for name, method in registry.METHODS.items():
             resolved = config.resolve(least(attack={"method": name}))
             built = experiment.make_attack(resolved)
-            metric = resolved["smoothing"]["ground_metric"]
+            metric = resolved.smoothing.ground_metric
             self.assertEqual(built, method.settings(ground_metric=metric))
 
     def test_attack_metric_is_its_own_where_given(self):
@@ -62,10 +64,10 @@ class ResolveTest(chex.TestCase):
 
     def test_defaults_of_training_are_those_of_its_parts(self):
         resolved = config.resolve(LEAST)
-        built = experiment.make_objective(resolved["train"])
+        built = experiment.make_objective(resolved.train)
         self.assertEqual(built, objectives.CROSS_ENTROPY)
-        self.assertEqual(resolved["train"]["noise_learning_rate"], 0.0)
-        learned = resolved["smoothing"]
+        self.assertEqual(resolved.train.noise_learning_rate, 0.0)
+        learned = vars(resolved.smoothing)
         defaults = {
             field.name: field.default
             for kind in (learned_noise.LearnedView, learned_noise.LearnedSpectrum)
@@ -83,20 +85,20 @@ class ResolveTest(chex.TestCase):
     def test_keeps_what_is_set(self):
         whole = least(seed=5, attack={"n": 3}, certify={"use_runner_up": "auto"})
         resolved = config.resolve(whole)
-        self.assertEqual(resolved["seed"], 5)
-        self.assertEqual(resolved["attack"]["n"], 3)
-        self.assertEqual(resolved["certify"]["use_runner_up"], "auto")
-        self.assertEqual(config.resolve(resolved), resolved)
+        self.assertEqual(resolved.seed, 5)
+        self.assertEqual(resolved.attack.n, 3)
+        self.assertEqual(resolved.certify.settings["use_runner_up"], "auto")
+        self.assertEqual(config.resolve(resolved.plain()).plain(), resolved.plain())
 
     def test_whole_numbers_serve_as_floats(self):
         resolved = config.resolve(least(smoothing={"sigma": 1}, train={"momentum": 0}))
-        for value in (resolved["smoothing"]["sigma"], resolved["train"]["momentum"]):
+        for value in (resolved.smoothing.sigma, resolved.train.momentum):
             self.assertIsInstance(value, float)
 
     def test_fields_of_the_model_pass_through(self):
         resolved = config.resolve(least(model={"widths": (4, 8), "hidden": 16}))
-        self.assertEqual(resolved["model"]["widths"], (4, 8))
-        self.assertEqual(resolved["model"]["hidden"], 16)
+        self.assertEqual(resolved.model.fields, {"widths": (4, 8), "hidden": 16})
+        self.assertEqual(resolved.plain()["model"]["hidden"], 16)
 
     @parameterized.named_parameters(
         (
@@ -143,19 +145,31 @@ class ResolveTest(chex.TestCase):
 
     def test_names_every_key_that_is_missing(self):
         for block, values in LEAST.items():
-            for key in values.keys() - {"sigma"}:  # Learned noise has none.
+            # Learned noise has no sigma, and certifiers have defaults.
+            for key in values.keys() - {"sigma", "n0", "n", "alpha"}:
                 whole = copy.deepcopy(LEAST)
                 del whole[block][key]
                 with self.assertRaisesRegex(
                     config.ConfigError, f"config.{block}.{key} is missing"
                 ):
                     config.resolve(whole)
+            if block == "certify":
+                continue
             whole = copy.deepcopy(LEAST)
             del whole[block]
             with self.assertRaisesRegex(
                 config.ConfigError, f"config.{block}.* missing"
             ):
-                config.resolve(whole)
+                getattr(config.resolve(whole), block)
+
+    def test_blocks_that_a_script_does_not_need_may_be_left_out(self):
+        resolved = config.resolve({"data": {"name": "digits"}})
+        self.assertEqual(resolved.plain().keys(), {"seed", "data", "certify", "attack"})
+        full = config.with_defaults(ml_collections.ConfigDict({"data": {"name": "x"}}))
+        self.assertNotIn("train", full)
+        self.assertEqual(config.resolve(full).certify, resolved.certify)
+        with self.assertRaises(AttributeError):
+            resolved.trian  # noqa: B018
 
     def test_the_size_of_the_noise_is_asked_for_by_the_noise_itself(self):
         whole = copy.deepcopy(LEAST)
@@ -178,15 +192,15 @@ class ResolveTest(chex.TestCase):
         full = config.with_defaults(bare)
 
         self.assertIs(full, bare)
-        self.assertEqual(config.resolve(full), before)
-        for block, values in before.items():
+        self.assertEqual(config.resolve(full).plain(), before.plain())
+        for block, values in before.plain().items():
             if isinstance(values, dict):
                 self.assertContainsSubset(values, full[block].keys())
         # As an override on the command line would.
         full.update_from_flattened_dict({"data.train_limit": 9, "certify.n": 7})
         resolved = config.resolve(full)
-        self.assertEqual(resolved["data"]["train_limit"], 9)
-        self.assertEqual(resolved["certify"]["n"], 7)
+        self.assertEqual(resolved.data.train_limit, 9)
+        self.assertEqual(resolved.certify.settings["n"], 7)
 
     def test_with_defaults_leaves_mistakes_to_resolve(self):
         for wrong, message in (
@@ -196,30 +210,79 @@ class ResolveTest(chex.TestCase):
             full = config.with_defaults(ml_collections.ConfigDict(least(**wrong)))
             with self.assertRaisesRegex(config.ConfigError, message):
                 config.resolve(full)
-        del full["smothing"], full["certify"]["n"]
-        with self.assertRaisesRegex(config.ConfigError, "certify.n is missing"):
+        del full["smothing"], full["train"]["batch_size"]
+        with self.assertRaisesRegex(config.ConfigError, "batch_size is missing"):
             config.resolve(config.with_defaults(full))
 
-    def test_select_takes_the_seed_and_the_blocks(self):
+    def test_plain_takes_the_seed_and_the_blocks(self):
         resolved = config.resolve(least(seed=5))
+        whole = resolved.plain()
         self.assertEqual(
-            config.select(resolved, "data", "model"),
-            {"seed": 5, "data": resolved["data"], "model": resolved["model"]},
+            resolved.plain("data", "model"),
+            {"seed": 5, "data": whole["data"], "model": whole["model"]},
         )
 
-    def test_ways_to_spend_fewer_votes_are_recorded_where_they_are_on(self):
-        off = {"n0", "n", "alpha", "use_runner_up", "block_size", "backend", "groups"}
-        for certify, more in (
-            ({}, ()),
-            ({"first_look": 7, "beta": 0.2}, ()),
-            ({"at_radii": (0.1,)}, ("at_radii", "first_look", "beta")),
-            ({"max_radius_loss": 0.1}, ("max_radius_loss",)),
-            ({"share_draws": 8}, ("share_draws",)),
+    def test_the_certifier_is_the_one_whose_setting_is_set(self):
+        for certify, kind in (
+            ({}, "votes"),
+            ({"share_draws": 8, "use_runner_up": "auto"}, "votes"),
+            ({"at_radii": (0.1,), "use_runner_up": "auto", "groups": 2}, "at_radii"),
+            ({"max_radius_loss": 0.1, "use_runner_up": "auto"}, "pilot"),
+            ({"method": "pilot"}, "pilot"),
         ):
-            resolved = config.resolve(least(certify=certify))
-            selected = config.select(resolved, "certify")["certify"]
-            self.assertEqual(selected.keys(), off | set(more))
-            self.assertEqual(resolved["certify"], {**resolved["certify"], **selected})
+            block = config.resolve(least(certify=certify)).certify
+            self.assertEqual(block.method, kind)
+            # Only its own settings are kept, and so recorded.
+            self.assertEqual(block.settings.keys(), KINDS[kind].settings().keys())
+            for key, value in certify.items():
+                if key in block.settings:
+                    self.assertEqual(block.settings[key], value)
+
+    @parameterized.parameters(
+        ({"at_radii": (0.1,), "max_radius_loss": 0.1}, "max_radius_loss=0.1 .*set it"),
+        ({"at_radii": (0.1,), "share_draws": 2}, "share_draws=2 means nothing"),
+        ({"method": "votes", "at_radii": (0.1,)}, "at_radii=.* means nothing to"),
+        ({"first_look": 7}, "first_look=7 means nothing to .*method='votes'"),
+        ({"method": "vote"}, "method='vote' is not one of .*'votes'"),
+    )
+    def test_settings_of_other_certifiers_are_refused(self, certify, message):
+        with self.assertRaisesRegex(config.ConfigError, message):
+            config.resolve(least(certify=certify))
+
+    def test_kinds_that_share_a_setting_share_its_default(self):
+        found = {}
+        for kind in KINDS.values():
+            for key, default in kind.settings().items():
+                self.assertEqual(found.setdefault(key, default), default, key)
+
+    @parameterized.parameters(
+        ({"stride": 0}, "data.stride=0 is not at least 1"),
+        ({"limit": -1}, "data.limit=-1 is not 0 or more"),
+        ({"start": -2}, "data.start=-2 is not 0 or more"),
+    )
+    def test_choices_of_images_that_mean_nothing(self, data, message):
+        with self.assertRaisesRegex(config.ConfigError, message):
+            config.resolve(least(data={"name": "digits", **data}))
+
+    def test_chooses_every_stride_th_image(self):
+        def chosen(**data):
+            block = config.resolve(least(data={"name": "digits", **data})).data
+            return list(block.chosen(10))
+
+        self.assertEqual(chosen(), list(range(10)))
+        self.assertEqual(chosen(stride=3, start=1), [1, 4, 7])
+        self.assertEqual(chosen(stride=3, start=1, limit=2), [1, 4])
+        with self.assertRaisesRegex(config.ConfigError, "start=10 is not below 10"):
+            chosen(start=10)
+
+    def test_pick_hands_over_what_a_function_asks_for(self):
+        block = config.resolve(LEAST).train
+
+        def ask(batch_size, momentum=0, other="x"):
+            return batch_size, momentum, other
+
+        self.assertEqual(config.pick(ask, block), (8, 0.9, "x"))
+        self.assertEqual(config.pick(ask, block, {"other": 1}, momentum=2), (8, 2, 1))
 
     def test_suggest_names_the_closest_or_all(self):
         known = ("sigma", "noise")

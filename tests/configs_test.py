@@ -4,6 +4,7 @@ import functools
 import pathlib
 import re
 import runpy
+import types
 from unittest import mock
 
 import chex
@@ -15,6 +16,7 @@ from scipy import stats
 
 from wsjax import smoothing, votes
 from wsjax.attacks import registry
+from wsjax.certifiers.registry import get_kind
 from wsjax.runs import attack_report, cli, config, experiment
 from wsjax.training import learned_noise, steps
 
@@ -46,37 +48,40 @@ def quick_statistics(images, rank=200, compute=learned_noise.statistics):
 
 class ConfigsTest(chex.TestCase):
     def test_there_is_one_for_every_data_set(self):
-        names = {load(path)[0]["data"]["name"] for path in FILES}
+        names = {load(path)[0].data.name for path in FILES}
         self.assertEqual(names, set(IMAGES))
 
     @EACH_CONFIG
     def test_noise_and_protocol(self, path):
         settings, _ = load(path)
-        shape, _ = IMAGES[settings["data"]["name"]]
+        shape, _ = IMAGES[settings.data.name]
         if experiment.learns_noise(settings):
             images = np.random.default_rng(0).integers(0, 256, (3, *shape), np.uint8)
             with mock.patch.object(learned_noise, "statistics", quick_statistics):
                 noise = experiment.make_learned_noise(settings, images)
             law = noise.freeze(jax.device_get(noise.init()))
-            metric = settings["smoothing"]["ground_metric"]
+            metric = settings.smoothing.ground_metric
             smooth = smoothing.gaussian_smoothing(law, shape, metric)
             # The certificate is that of the scale, at any probability.
-            scale = settings["smoothing"]["certificate_scale"]
+            scale = settings.smoothing.certificate_scale
             expected = scale * stats.norm.ppf(0.9)
-            self.assertAlmostEqual(smooth.radius(0.9) / expected, 1.0, delta=1e-5)
+            self.assertAlmostEqual(
+                smooth.scores.radius(0.9) / expected, 1.0, delta=1e-5
+            )
         else:
             smooth = experiment.make_smoothing(settings, shape)
-        self.assertGreater(smooth.radius(0.9), 0)
-        protocol = settings["certify"]
-        smoothing.check_protocol(**{k: protocol[k] for k in ("n0", "n", "alpha")})
-        self.assertIn(protocol["backend"], votes.BACKENDS)
-        self.assertIn(protocol["use_runner_up"], smoothing.RUNNER_UP)
+        self.assertGreater(smooth.scores.radius(0.9), 0)
+        run = types.SimpleNamespace(classify=jnp.sum, smoothing=smooth)
+        kind = get_kind(settings.certify.method)
+        certifier = kind.from_run(run, **settings.certify.settings)
+        self.assertEqual(certifier.alpha, 0.05)
+        self.assertIn(certifier.counting.backend, votes.BACKENDS)
 
     @EACH_CONFIG
     def test_model(self, path):
         settings, _ = load(path)
-        shape, classes = IMAGES[settings["data"]["name"]]
-        module = experiment.make_model(settings["model"], classes)
+        shape, classes = IMAGES[settings.data.name]
+        module = experiment.make_model(settings.model, classes)
         logits, _ = jax.eval_shape(
             module.init_with_output, jax.random.key(0), jnp.zeros((2, *shape))
         )
@@ -87,38 +92,37 @@ class ConfigsTest(chex.TestCase):
     def test_training(self, path):
         settings, _ = load(path)
         learned = experiment.learns_noise(settings)
-        optimizer = experiment.make_optimizer(settings["train"], 1000, learned)
+        optimizer = experiment.make_optimizer(settings.train, 1000, learned)
         parts = {"model": jnp.zeros(3), "noise": jnp.zeros(2)}
         optimizer.init(parts if learned else parts["model"])
-        experiment.make_optimizer(settings["train"], 1, learned)
-        objective = experiment.make_objective(settings["train"])
+        experiment.make_optimizer(settings.train, 1, learned)
+        objective = experiment.make_objective(settings.train)
         if not learned:
             steps.check_objective(objective, None)
-            self.assertEqual(settings["train"]["noise_learning_rate"], 0)
+            self.assertEqual(settings.train.noise_learning_rate, 0)
         else:
-            self.assertGreater(settings["train"]["noise_learning_rate"], 0)
-        experiment.make_augment(settings["train"]["augment"])
+            self.assertGreater(settings.train.noise_learning_rate, 0)
+        experiment.make_augment(settings.train.augment)
         # So that one to sixteen devices can share a batch.
-        self.assertEqual(settings["train"]["batch_size"] % 16, 0)
+        self.assertEqual(settings.train.batch_size % 16, 0)
 
     @EACH_CONFIG
     def test_attack(self, path):
         settings, _ = load(path)
         for name, method in registry.METHODS.items():
-            chosen = {**settings, "attack": {**settings["attack"], "method": name}}
-            built = experiment.make_attack(chosen)
-            self.assertEqual(
-                built.ground_metric, settings["smoothing"]["ground_metric"]
-            )
-            targets = attack_report.chosen_targets(settings["attack"]["target"], method)
-            wanted = settings["attack"]["target"] != "base"
+            whole = settings.plain()
+            whole["attack"]["method"] = name
+            built = experiment.make_attack(config.resolve(whole))
+            self.assertEqual(built.ground_metric, settings.smoothing.ground_metric)
+            targets = attack_report.chosen_targets(settings.attack.target, method)
+            wanted = settings.attack.target != "base"
             self.assertEqual("smoothed" in targets, method.smoothed and wanted)
 
     @EACH_CONFIG
     def test_header_has_the_commands(self, path):
         settings, header = load(path)
         name = path.relative_to(ROOT)
-        folder = " --config.data.dir=FOLDER" * (settings["data"]["name"] != "digits")
+        folder = " --config.data.dir=FOLDER" * (settings.data.name != "digits")
         found = re.findall(r"^  python (\w+\.py) +(.*)$", header, re.MULTILINE)
         self.assertContainsSubset({"train.py", "certify.py"}, dict(found))
         for script, arguments in found:
@@ -141,12 +145,13 @@ class ConfigsTest(chex.TestCase):
             settings, _ = load(ROOT / "configs" / "paper" / f"{name}.py")
             train = {"learning_rate": 1e-3, "momentum": 0.9, "weight_decay": 5e-4}
             train |= {"batch_size": 128, "num_epochs": 200, "schedule": "constant"}
-            self.assertEqual(settings["train"] | train, settings["train"])
+            whole = settings.plain()
+            self.assertEqual(whole["train"] | train, whole["train"])
             protocol = {"n0": 1_000, "n": 10_000, "alpha": 0.05}
-            self.assertEqual(settings["certify"] | protocol, settings["certify"])
-            self.assertEqual(settings["smoothing"]["certificate"], "published")
-            self.assertEqual(settings["attack"]["method"], "sinkhorn")
-            published = settings["attack"]["sinkhorn"]
+            self.assertEqual(whole["certify"] | protocol, whole["certify"])
+            self.assertEqual(settings.smoothing.certificate, "published")
+            self.assertEqual(settings.attack.method, "sinkhorn")
+            published = settings.attack.settings["sinkhorn"]
             self.assertEqual(published["epsilon"], epsilon)
             self.assertTrue(published["abstention_counts"])
 
@@ -157,12 +162,12 @@ class ConfigsTest(chex.TestCase):
             paper = path.parent.name == "paper"
             # Learned noise wants statistics of images that lie in memory, and a
             # classifier that is trained with it.
-            streamed = settings["data"]["name"] == "imagenet"
-            able = settings["train"]["noisy"] and not streamed
+            streamed = settings.data.name == "imagenet"
+            able = settings.train.noisy and not streamed
             self.assertEqual(learned, not paper and able, path)
             if paper:
-                self.assertEqual(settings["smoothing"]["noise"], "flow_laplace")
-                self.assertEqual(settings["train"]["objective"], "cross_entropy")
+                self.assertEqual(settings.smoothing.noise, "flow_laplace")
+                self.assertEqual(settings.train.objective, "cross_entropy")
 
 
 class WorkdirTest(chex.TestCase):

@@ -14,7 +14,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from wsjax import data
-from wsjax.data import pictures, prefetch, tfds_source
+from wsjax.data import photographs, prefetch, tfds_source
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -51,9 +51,8 @@ class ImageNetFolderTest(parameterized.TestCase):
                 (folder / "notes.txt").touch()
 
     def open(self, split="train", **kwargs):
-        return data.ImageNetFolder(
-            self.dir, split, **{"image_size": 24, "resize": 28} | kwargs
-        )
+        kwargs = {"dir": self.dir, "image_size": 24, "resize": 28} | kwargs
+        return data.load("imagenet", split, **kwargs)
 
     def test_order_is_by_class_then_by_file_name(self):
         images = self.open()
@@ -72,7 +71,7 @@ class ImageNetFolderTest(parameterized.TestCase):
             path = self.dir / "letters" / "train" / letter / f"{letter}.jpg"
             path.write_bytes(content)
 
-        images = data.ImageNetFolder(self.dir / "letters", "train")
+        images = self.open(dir=self.dir / "letters")
 
         self.assertEqual("".join(images.classes), "abcdefghijklmnopqrstuvwxyz")
         self.assertEqual(images.file_name(2), "c.jpg")
@@ -111,7 +110,7 @@ class ImageNetFolderTest(parameterized.TestCase):
     def test_batches_are_all_images_in_order(self):
         images = self.open()
 
-        batches = list(images.batches(5, num_threads=3))
+        batches = list(images.batches(5))
 
         self.assertEqual([len(batch.labels) for batch in batches], [5, 5, 2])
         self.assertEqual(batches[0].images.shape, (5, 24, 24, 3))
@@ -137,9 +136,11 @@ class ImageNetFolderTest(parameterized.TestCase):
 
     def test_resumed_epoch_has_the_same_pixels(self):
         images = self.open()
-        whole = list(images.train_batches(3, seed=3, epoch=1, num_threads=1))
+        images.num_threads = 1
+        whole = list(images.train_batches(3, seed=3, epoch=1))
 
-        rest = images.train_batches(3, seed=3, epoch=1, start_step=2, num_threads=4)
+        images.num_threads = 4
+        rest = images.train_batches(3, seed=3, epoch=1, start_step=2)
 
         for actual, expected in zip(rest, whole[2:], strict=True):
             np.testing.assert_array_equal(actual.images, expected.images)
@@ -177,7 +178,7 @@ class ImageNetFolderTest(parameterized.TestCase):
             self.open("test")
         self.open("train")
         with self.assertRaisesRegex(FileNotFoundError, "dir=None"):
-            data.ImageNetFolder(None, "train")
+            self.open(dir=None)
 
     def test_validation_images_in_one_folder_are_explained(self):
         for folder in list((self.dir / "val").iterdir()):
@@ -195,6 +196,61 @@ class ImageNetFolderTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "n04 has no file.*unpacking"):
             self.open()
 
+    def test_an_empty_class_folder_of_training_is_no_class_of_the_test_split(self):
+        (self.dir / "train" / "n00").mkdir()
+
+        with self.assertRaisesRegex(ValueError, "n00 has no file.*change the labels"):
+            self.open("test")
+
+    @parameterized.parameters(
+        "lost+found", "__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", ".cache"
+    )
+    def test_foreign_folders_are_no_classes(self, name):
+        expected = self.open("test")
+        for split in ("train", "val"):
+            # Thumbnails, say: the name decides, whether or not images are inside.
+            (self.dir / split / name).mkdir()
+            (self.dir / split / name / "thumb.jpg").touch()
+            inside = self.dir / split / "n02" / name
+            inside.mkdir()
+            (inside / "thumb.jpg").touch()
+
+        actual = self.open("test")
+
+        self.assertEqual(actual.classes, expected.classes)
+        self.assertEqual(actual.checksum, expected.checksum)
+        np.testing.assert_array_equal(actual.labels, expected.labels)
+
+    def test_a_folder_named_like_an_image_is_no_image(self):
+        expected = self.open().checksum
+        (self.dir / "train" / "n02" / "n02_9.JPEG").mkdir()
+
+        self.assertEqual(self.open().checksum, expected)
+        for file in (self.dir / "train" / "n02").glob("*_?.JPEG"):
+            if file.is_file():
+                file.unlink()
+        with self.assertRaisesRegex(ValueError, "n02 has no file.*not searched"):
+            self.open()
+
+    def test_a_link_that_leads_nowhere_keeps_its_place(self):
+        expected = self.open()
+        file = self.dir / "train" / "n02" / "n02_1.JPEG"
+        file.unlink()
+        file.symlink_to(self.dir / "gone.JPEG")
+
+        actual = self.open()
+
+        self.assertEqual(actual.checksum, expected.checksum)
+        with self.assertRaisesRegex(FileNotFoundError, "n02_1.JPEG"):
+            actual[5]
+
+    @parameterized.parameters("a.bmp", "b.TIF", "c.webp")
+    def test_images_that_are_not_read_are_not_left_out_in_silence(self, name):
+        (self.dir / "train" / "n02" / name).touch()
+
+        with self.assertRaisesRegex(ValueError, f"n02.{name} .*not read.*convert"):
+            self.open()
+
     def test_class_that_was_never_trained_is_refused(self):
         (self.dir / "val" / "n02").rename(self.dir / "val" / "n09")
 
@@ -202,17 +258,14 @@ class ImageNetFolderTest(parameterized.TestCase):
             self.open("test")
 
     @parameterized.parameters(
-        ({"split": "val"}, "expected train or test"),
+        ({"split": "val"}, "split 'val'; expected one of train, test"),
         ({"image_size": 29}, "resize=28"),
-        ({"min_area": 0.0}, "min_area"),
     )
     def test_wrong_arguments_are_refused(self, kwargs, message):
         with self.assertRaisesRegex(ValueError, message):
             self.open(**kwargs)
 
     def test_batch_arguments_are_checked_at_once(self):
-        with self.assertRaisesRegex(ValueError, "num_threads=0"):
-            self.open().batches(4, num_threads=0)
         with self.assertRaisesRegex(ValueError, "batch_size=13"):
             self.open().train_batches(13, seed=0, epoch=0)
 
@@ -225,7 +278,11 @@ class ImageNetTfdsTest(absltest.TestCase):
         folder.mkdir(parents=True)
         (folder / "dataset_info.json").write_text("{}")
 
-    def test_gives_the_pictures_of_the_records(self):
+    def open(self, **kwargs):
+        kwargs = {"dir": self.dir, "source": "tfds"} | kwargs
+        return data.load("imagenet", "test", **kwargs)
+
+    def test_gives_the_photographs_of_the_records(self):
         contents = [encoded(photograph(seed)) for seed in range(3)]
         records = [
             {"image": content, "label": np.int64(10 * i), "file_name": b"n%d.JPEG" % i}
@@ -233,7 +290,7 @@ class ImageNetTfdsTest(absltest.TestCase):
         ]
         with mock.patch.object(tfds_source, "open_sequence") as open_sequence:
             open_sequence.return_value = records
-            images = data.ImageNetTfds(self.dir, "test", image_size=24, resize=28)
+            images = self.open(image_size=24, resize=28)
 
         self.assertEqual(open_sequence.call_args.args[1], "validation")
         self.assertEqual((len(images), images.num_classes), (3, 1000))
@@ -241,7 +298,9 @@ class ImageNetTfdsTest(absltest.TestCase):
         (batch,) = images.batches(4)
         np.testing.assert_array_equal(batch.labels, [0, 10, 20])
         for content, image in zip(contents, batch.images, strict=True):
-            expected = pictures.resize_and_crop(pictures.decode(content, ""), 28, 24)
+            expected = photographs.resize_and_crop(
+                photographs.decode(content, ""), 28, 24
+            )
             np.testing.assert_array_equal(image, expected)
 
     def test_format_without_random_access_is_refused(self):
@@ -249,20 +308,20 @@ class ImageNetTfdsTest(absltest.TestCase):
             info.write_text('{"fileFormat": "tfrecord"}')
 
         with self.assertRaisesRegex(ValueError, "from start to end.*array_record"):
-            data.ImageNetTfds(self.dir, "test")
+            self.open()
 
     def test_unprepared_says_what_to_run(self):
         with self.assertRaisesRegex(FileNotFoundError, "download_and_prepare"):
-            data.ImageNetTfds(self.dir / "elsewhere", "test")
+            self.open(dir=self.dir / "elsewhere")
 
 
-class PicturesTest(parameterized.TestCase):
+class PhotographsTest(parameterized.TestCase):
     @parameterized.parameters("L", "RGB", "CMYK", "P", "RGBA", "LA", "1")
     def test_every_usual_mode_becomes_rgb(self, mode):
         picture = photograph(0).convert(mode)
         file_format = "JPEG" if mode in ("L", "RGB", "CMYK") else "PNG"
 
-        actual = np.array(pictures.decode(encoded(picture, file_format), "x"))
+        actual = np.array(photographs.decode(encoded(picture, file_format), "x"))
 
         self.assertEqual(actual.shape, (40, 60, 3))
         expected = np.array(picture.convert("RGB"), int)
@@ -272,12 +331,12 @@ class PicturesTest(parameterized.TestCase):
         deep = Image.fromarray(np.full((5, 5), 60_000, np.uint16))
 
         with self.assertRaisesRegex(ValueError, "x cannot be decoded: mode I;16"):
-            pictures.decode(encoded(deep, "PNG"), "x")
+            photographs.decode(encoded(deep, "PNG"), "x")
 
     def test_without_resizing_the_view_is_the_central_square(self):
         picture = photograph(0, height=30, width=50)
 
-        actual = pictures.resize_and_crop(picture, resize=30, size=20)
+        actual = photographs.resize_and_crop(picture, resize=30, size=20)
 
         np.testing.assert_array_equal(actual, np.array(picture)[5:25, 15:35])
 
@@ -288,7 +347,7 @@ class PicturesTest(parameterized.TestCase):
         pixels = np.stack([255 * rows / height, 255 * columns / width, 0 * rows], -1)
         picture = Image.fromarray(pixels.astype(np.uint8))
 
-        view = pictures.resize_and_crop(picture, resize=28, size=24)
+        view = photographs.resize_and_crop(picture, resize=28, size=24)
 
         self.assertEqual(view.shape, (24, 24, 3))
         middle = view[11:13, 11:13, :2].mean((0, 1))
@@ -305,7 +364,9 @@ class PicturesTest(parameterized.TestCase):
     def test_random_part_lies_inside_and_has_the_stated_size(self, height, width):
         rng = np.random.default_rng(0)
         for _ in range(200):
-            left, top, right, bottom = pictures._random_box((width, height), rng, 0.08)
+            left, top, right, bottom = photographs._random_box(
+                (width, height), rng, 0.08
+            )
             self.assertTrue(0 <= left < right <= width and 0 <= top < bottom <= height)
             if min(height, width) >= 20:
                 area = (right - left) * (bottom - top)
@@ -319,7 +380,7 @@ class PicturesTest(parameterized.TestCase):
         rng = np.random.default_rng(0)
 
         views = [
-            pictures.random_resized_crop(Image.fromarray(pixels), 16, rng)
+            photographs.random_resized_crop(Image.fromarray(pixels), 16, rng)
             for _ in range(400)
         ]
 
@@ -330,7 +391,7 @@ class PicturesTest(parameterized.TestCase):
         self.enter_context(mock.patch.dict(sys.modules, {"PIL": None}))
 
         with self.assertRaisesRegex(ImportError, r"wsjax\[train\]"):
-            pictures.decode(b"", "x")
+            photographs.decode(b"", "x")
 
 
 class ReadGroupsTest(parameterized.TestCase):

@@ -298,7 +298,6 @@ class DigitsTest(parameterized.TestCase):
 
 class LoadTest(parameterized.TestCase):
     @parameterized.parameters(
-        (("imagenet", "test"), {}, "ImageNetFolder"),
         (("mnits", "test"), {}, "data set 'mnits'.*digits, mnist"),
         (("mnist", "val"), {}, "split 'val'.*train, test"),
         (("mnist", "test"), {"source": "hub"}, "source 'hub'"),
@@ -322,6 +321,55 @@ sys.exit(f"imported {heavy & set(sys.modules)}" if heavy & set(sys.modules) else
         folder = pathlib.Path(data.__file__).parents[1]
 
         subprocess.run([sys.executable, "-c", code, folder], check=True)
+
+
+class DatasetTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        rng = np.random.default_rng(0)
+        self.images = rng.integers(0, 256, (11, 3, 2, 1), dtype=np.uint8)
+        self.labels = rng.integers(0, 4, 11)
+        self.data = data.make_dataset(self.images.copy(), self.labels, 4, 255.0)
+
+    def test_is_a_sequence_of_images_with_labels(self):
+        self.assertLen(self.data, 11)
+        self.assertEqual(self.data.image_shape, (3, 2, 1))
+        for index, (image, label) in enumerate(self.data):
+            np.testing.assert_array_equal(image, self.images[index])
+            self.assertEqual(label, self.labels[index])
+            self.assertIs(type(label), int)
+        np.testing.assert_array_equal(self.data[-1][0], self.images[10])
+        with self.assertRaises(IndexError):
+            self.data[11]
+
+    def test_batches_are_all_images_in_order(self):
+        batches = list(self.data.batches(4))
+
+        self.assertEqual([len(batch.labels) for batch in batches], [4, 4, 3])
+        joined = data.ImageBatch(*map(np.concatenate, zip(*batches, strict=True)))
+        np.testing.assert_array_equal(joined.indices, range(11))
+        np.testing.assert_array_equal(joined.images, self.images)
+        np.testing.assert_array_equal(joined.labels, self.labels)
+
+    def test_train_batches_follow_epoch_batches(self):
+        order = data.epoch_batches(11, 3, seed=5, epoch=2, start_step=1)
+        batches = self.data.train_batches(3, seed=5, epoch=2, start_step=1)
+        for batch, indices in zip(batches, order, strict=True):
+            np.testing.assert_array_equal(batch.indices, indices)
+            np.testing.assert_array_equal(batch.images, self.images[indices])
+            np.testing.assert_array_equal(batch.labels, self.labels[indices])
+
+    def test_the_first_images_are_those_of_the_whole(self):
+        part = self.data.first(3)
+
+        self.assertLen(part, 3)
+        np.testing.assert_array_equal(part.images, self.images[:3])
+        np.testing.assert_array_equal(part.labels, self.labels[:3])
+        self.assertEqual(part.checksum, self.data.checksum)
+        self.assertLen(self.data.first(100), 11)
+        for count in (0, -1):
+            with self.assertRaisesRegex(ValueError, f"first {count} images"):
+                self.data.first(count)
 
 
 class AsFloatTest(absltest.TestCase):

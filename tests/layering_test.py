@@ -13,23 +13,22 @@ import wsjax
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "wsjax"
-CORE = [
-    "flow",
-    "spectrum",
-    "transport",
-    "fast_transport",
-    "fast_random",
-    "noise",
-    "gaussian",
-    "votes",
-    "confidence",
-    "sequential",
-    "certificates",
-    "smoothing",
-    "verdicts",
-    "evaluation",
-]
-ABOVE_THE_CORE = ["models", "training", "runs", "data", "plots", "attacks", "interop"]
+# Who may lean on whom: a room imports rooms of floors below its own, never one beside it
+# or above. Rooms are modules and subpackages of wsjax; each has a place here.
+FLOORS = (
+    ("_version", "metrics", "flow", "images", "confidence", "fast_random", "scores"),
+    ("votes", "spectrum", "sequential", "transport", "noise", "certificates"),
+    ("gaussian", "fast_transport", "nearest"),
+    ("smoothing",),
+    ("certifiers",),
+    ("evaluation",),
+    # Here the core ends: what is below needs jax, numpy and scipy alone.
+    ("console", "data", "models", "plots"),
+    ("attacks",),
+    ("training", "interop"),
+    ("runs",),
+)
+CORE = [room for floor in FLOORS[:6] for room in floor]
 # What the scripts and subpackages need and `import wsjax` must not.
 HEAVY = [
     "flax",
@@ -69,12 +68,12 @@ def modules_under(name):
 
 
 def home_of(dotted):
-    """`wsjax.certify` -> `wsjax.smoothing.certify`: where a public name comes from."""
+    """`wsjax.FlowPlan` -> `wsjax.flow.FlowPlan`: where a public name comes from."""
     prefix, _, name = dotted.rpartition(".")
     value = getattr(wsjax, name, None) if prefix == "wsjax" else None
     if value is None or inspect.ismodule(value):
         return dotted
-    return f"{getattr(value, '__module__', 'wsjax.smoothing')}.{name}"
+    return f"{getattr(value, '__module__', 'wsjax.scores')}.{name}"
 
 
 def imports(path):
@@ -129,24 +128,26 @@ class ImportTest(parameterized.TestCase):
         self.assertContainsSubset({"jax", "numpy", "scipy", "wsjax"}, loaded)
         self.assertEmpty(loaded & set(HEAVY))
 
-    @parameterized.parameters(
-        "flow", "spectrum", "confidence", "certificates", "fast_random"
-    )
-    def test_foundations_lean_on_nothing_of_ours(self, name):
-        self.assertEmpty(wsjax_modules(PACKAGE / f"{name}.py"))
+    def test_every_room_has_a_floor(self):
+        rooms = {
+            path.stem
+            for path in PACKAGE.iterdir()
+            if not path.name.startswith((".", "__")) and path.suffix in ("", ".py")
+        }
+        self.assertCountEqual(rooms, [room for floor in FLOORS for room in floor])
 
-    @parameterized.parameters(
-        "noise",
-        "gaussian",
-        "votes",
-        "smoothing",
-        "verdicts",
-        "evaluation",
-        "__init__",
-    )
-    def test_the_core_leans_on_the_core_alone(self, name):
-        allowed = {*CORE, "_version", *wsjax.__all__}
-        self.assertContainsSubset(wsjax_modules(PACKAGE / f"{name}.py"), allowed)
+    def test_no_arrow_goes_up_or_sideways(self):
+        below: set[str] = set()
+        for floor in FLOORS:
+            for room in floor:
+                for path in modules_under(room):
+                    above = wsjax_modules(path) - below - {room} - {*wsjax.__all__}
+                    self.assertEmpty(above, f"{path} leans on {above}")
+            below |= {*floor}
+
+    def test_the_public_names_are_those_of_the_core(self):
+        allowed = {*CORE, *wsjax.__all__}
+        self.assertContainsSubset(wsjax_modules(PACKAGE / "__init__.py"), allowed)
 
     def test_sequential_decisions_lean_on_bounds_alone(self):
         self.assertEqual(wsjax_modules(PACKAGE / "sequential.py"), {"confidence"})
@@ -154,41 +155,27 @@ class ImportTest(parameterized.TestCase):
     def test_votes_know_neither_flows_nor_theorems(self):
         self.assertEmpty(wsjax_modules(PACKAGE / "votes.py"))
 
-    def test_noise_knows_flows_and_random_bits_alone(self):
-        self.assertEqual(wsjax_modules(PACKAGE / "noise.py"), {"flow", "fast_random"})
-
-    def test_gaussian_laws_know_flows_noise_and_spectra_alone(self):
-        found = wsjax_modules(PACKAGE / "gaussian.py")
-        self.assertEqual(found, {"flow", "noise", "spectrum"})
-
     def test_statistics_and_theorems_do_not_touch_the_device(self):
         for name in (
+            "metrics",
+            "scores",
             "confidence",
             "sequential",
             "certificates",
             "evaluation",
             "spectrum",
+            "nearest",
         ):
             roots = {dotted.split(".")[0] for dotted in imports(PACKAGE / f"{name}.py")}
             self.assertNotIn("jax", roots)
 
     @parameterized.parameters(*CORE)
     def test_the_core_imports_no_heavy_library(self, name):
-        roots = {dotted.split(".")[0] for dotted in imports(PACKAGE / f"{name}.py")}
-        # An accelerator that `transport` imports when it is called, and does without.
-        optional = {"ot"} if name == "transport" else set()
-        self.assertEmpty(roots & set(HEAVY) - optional)
-
-    @parameterized.parameters(
-        ("models", {"certificates", "confidence", "smoothing", "votes", "training"}),
-        ("training", {"certificates", "confidence", "smoothing"}),
-        ("data", {"certificates", "confidence", "smoothing", "models", "training"}),
-        ("transport", {"certificates", "confidence", "smoothing", *ABOVE_THE_CORE}),
-        ("fast_transport", {"certificates", "smoothing", *ABOVE_THE_CORE}),
-    )
-    def test_upper_floors_keep_apart(self, name, forbidden):
         for path in modules_under(name):
-            self.assertEmpty(wsjax_modules(path) & forbidden, path)
+            roots = {dotted.split(".")[0] for dotted in imports(path)}
+            # An accelerator that `transport` imports when it is called, and does without.
+            optional = {"ot"} if name == "transport" else set()
+            self.assertEmpty(roots & set(HEAVY) - optional, path)
 
     def test_no_module_names_a_module_that_is_not_there(self):
         names = {
@@ -268,7 +255,7 @@ class DocumentationTest(parameterized.TestCase):
             if module not in CORE or not isinstance(node, ast.FunctionDef) or not text:
                 continue
             arguments = [a.arg for a in (*node.args.args, *node.args.kwonlyargs)]
-            arguments = [a for a in arguments if a != "self"]
+            arguments = [a for a in arguments if a not in ("self", "cls")]
             short = "\n" not in text or "`" in text.split("\n\n")[-1]
             if not arguments or ("Args:" not in text and short):
                 continue

@@ -132,17 +132,25 @@ class ManifestTest(chex.TestCase):
         ):
             record(classifier="second")
 
-    def test_refuses_another_spread_of_the_noise(self):
-        record = functools.partial(
-            manifest.record, self.folder, "certify", {"seed": 0}, data_checksum="abc"
-        )
-        record(spread=0.25)
-        record(spread=0.25)
-        self.assertEqual(manifest.read(self.folder)["certify"]["spread"], 0.25)
+    def test_refuses_another_theorem_about_the_noise(self):
+        def record(scale):
+            scores = {"function": "gaussian", "scale": scale, "ground_metric": "l2"}
+            manifest.record(
+                self.folder,
+                "certify",
+                {"seed": 0},
+                data_checksum="abc",
+                certifier={"kind": "votes", "scores": scores},
+            )
+
+        record(0.25)
+        record(0.25)
+        kept = manifest.read(self.folder)["certify"]["certifier"]
+        self.assertEqual(kept["scores"]["scale"], 0.25)
         with self.assertRaisesRegex(
-            manifest.ConfigMismatch, "spread: there 0.25, now 0.2500001"
+            manifest.ConfigMismatch, "scores.scale: there 0.25, now 0.2500001"
         ):
-            record(spread=0.2500001)
+            record(0.2500001)
 
     @parameterized.parameters(
         ("data.dir", "/elsewhere"), ("data.stride", 1), ("certify.block_size", 99)
@@ -163,7 +171,7 @@ class ManifestTest(chex.TestCase):
         )
         for key in configs.MAY_DIFFER:
             *blocks, name = key.split(".")
-            there = resolved
+            there = resolved.plain()
             for block in blocks:
                 there = there[block]
             self.assertIn(name, there, key)

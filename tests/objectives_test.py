@@ -16,8 +16,8 @@ from absl.testing import absltest, parameterized
 from flax import linen as nn
 from scipy import special
 
+from wsjax.console import signals
 from wsjax.data import dataset
-from wsjax.runs import signals
 from wsjax.training import learned_noise, loop, optimizers, steps
 from wsjax.training.objectives import NAMES, Objective
 

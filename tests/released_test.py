@@ -9,7 +9,7 @@ from absl.testing import absltest, parameterized
 
 import wsjax
 from wsjax import data, gaussian, models
-from wsjax.runs import artefact, experiment
+from wsjax.runs import artefact, config, experiment
 
 ROOT = pathlib.Path(__file__).parents[1]
 REAL_DATA = pathlib.Path(
@@ -24,7 +24,8 @@ def restore(path):
     """Law, classifier and config of a released file."""
     stored = artefact.read(path)
     about = stored.description
-    module = experiment.make_model(about["model"], about["model"]["num_classes"])
+    block = config.resolve({"data": {"name": "digits"}, "model": about["model"]}).model
+    module = experiment.make_model(block, block.num_classes)
     return stored, models.classifier(module, stored.variables)
 
 
@@ -35,8 +36,9 @@ class ReleasedTest(parameterized.TestCase):
     @EACH_FILE
     def test_its_name_is_the_scale_it_certifies(self, path):
         stored = artefact.read(path)
-        law, metric = stored.law, stored.claim["ground_metric"]
+        law, metric = stored.law, stored.scores.ground_metric
         scale = 1 / gaussian.kappa(law, law.image_shape, metric)
+        self.assertAlmostEqual(stored.scores.scale / scale, 1, delta=1e-12)
         named = float(path.stem.rpartition("_c")[2])
         self.assertGreaterEqual(scale, named)
         self.assertLess(scale, named * (1 + 1e-5))
@@ -60,7 +62,9 @@ class ReleasedTest(parameterized.TestCase):
             distance = np.hypot(ya - yb, xa - xb)
             for c in range(channels):
                 change = np.linalg.norm(phi[:, ya, xa, c] - phi[:, yb, xb, c])
-                self.assertLessEqual(change, stored.claim["kappa"] * distance)
+                self.assertLessEqual(
+                    stored.scores.scale * change, distance * (1 + 1e-15)
+                )
 
     @EACH_FILE
     def test_certifies_test_images(self, path):
@@ -70,18 +74,11 @@ class ReleasedTest(parameterized.TestCase):
             self.skipTest(f"No {name}: set WSJAX_DATA_DIR to the folder above it.")
         test = data.load(name, "test", dir=REAL_DATA / name)
         smooth = wsjax.gaussian_smoothing(stored.law, test.images.shape[1:], "l2")
+        certifier = wsjax.FixedVotes(classify, smooth, n0=200, n=1000, alpha=0.05)
         right = 0
         for index in range(0, 200, 10):
             image = data.as_float(test.images[index], test.scale)
-            result = wsjax.certify(
-                jax.random.key(index),
-                image,
-                classify,
-                smooth,
-                n0=200,
-                n=1000,
-                alpha=0.05,
-            )
+            result = certifier.certify(image, jax.random.key(index))
             right += result.label == test.labels[index] and result.radius > 0.02
         self.assertGreaterEqual(right, 12)
 

@@ -11,7 +11,7 @@ from absl.testing import absltest, parameterized
 from tiny_runs import Bar, PowerFailure, final_arrays
 
 from wsjax import noise
-from wsjax.runs import signals
+from wsjax.console import signals
 from wsjax.training import loop
 
 # So much noise that accuracy under it is another for every draw.

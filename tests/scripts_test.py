@@ -9,7 +9,7 @@ import chex
 import jax
 import numpy as np
 import tiny_runs
-from absl.testing import absltest, parameterized
+from absl.testing import absltest
 from matplotlib import image as images
 from scipy import stats
 
@@ -20,13 +20,15 @@ from wsjax.runs import (
     cluster,
     config,
     experiment,
-    fewer_votes,
     manifest,
     report,
     streams,
+    trained,
 )
-from wsjax.runs import rows as rows_of_runs
+from wsjax.runs.examples import Examples
 from wsjax.runs.rows import read_rows
+
+VERDICTS = wsjax.VotesAtRadii.rows_file
 
 # Sends the process SIGTERM as it has written the row of image 6.
 STOPPED = """
@@ -113,25 +115,18 @@ class ScriptsTest(chex.TestCase):
     def test_rows_are_what_certify_returns(self):
         # In this process there are eight devices: the votes are the same.
         settings = config.resolve(tiny_runs.load_config(self.config))
-        examples = experiment.Examples(settings["data"], "test")
-        classify = experiment.restore_classifier(settings, self.whole, examples)
-        smoothing = experiment.make_smoothing(settings, examples.image_shape)
+        examples = Examples(settings.data, "test")
+        classify, smoothing = trained.restore(settings, self.whole, examples)
+        certifier = wsjax.FixedVotes(classify, smoothing, n0=50, n=400, alpha=0.05)
         key = streams.stream_key(7, streams.CERTIFY)
         rows = self.rows(self.whole)
         votes = {name: rows.votes(name, 10) for name in ("selection_votes", "votes")}
         for index in (2, 11):
-            expected = wsjax.certify(
-                jax.random.fold_in(key, index),
-                examples[index][0],
-                classify,
-                smoothing,
-                n0=50,
-                n=400,
-                alpha=0.05,
-                block_size=100,
-            )
+            image, _ = examples[index]
+            expected = certifier.certify(image, jax.random.fold_in(key, index))
             for name, found in votes.items():
-                np.testing.assert_array_equal(found[index], getattr(expected, name))
+                counted = getattr(expected.evidence, name)
+                np.testing.assert_array_equal(found[index], counted)
             self.assertEqual(rows.ints("predict")[index], expected.label)
             radius = rows.floats("radius")[index]
             np.testing.assert_allclose(radius, expected.radius, rtol=1e-9)
@@ -160,13 +155,13 @@ class ScriptsTest(chex.TestCase):
     def test_run_json_tells_what_produced_the_files(self):
         entries = manifest.read(self.whole)
         resolved = config.resolve(tiny_runs.load_config(self.config))
-        resolved["model"]["widths"] = list(resolved["model"]["widths"])
         # Certification has a device for each core.
         cases = (("train", "train", 1), ("certify", "test", cluster.cores()))
         for script, split, devices in cases:
             entry = entries[script]
             blocks = ("data", "model", "smoothing", script)
-            self.assertEqual(entry["config"], config.select(resolved, *blocks))
+            plain = json.loads(json.dumps(resolved.plain(*blocks)))
+            self.assertEqual(entry["config"], plain)
             self.assertEqual(entry["seed"], 7)
             self.assertEqual(entry["versions"]["jax"], jax.__version__)
             self.assertEqual(entry["devices"][0], f"{devices} x cpu")
@@ -383,7 +378,7 @@ class LearnedNoiseTest(_OneConfig):
         chex.assert_trees_all_equal(again.variables, self.first.variables)
         # The noise that is stored was trained: it is not what it began with.
         settings = config.resolve(tiny_runs.load_config(self.config))
-        images = experiment.Examples(settings["data"], "train").training_images()
+        images = Examples(settings.data, "train").training_images()
         noise = experiment.make_learned_noise(settings, images)
         start = noise.freeze(noise.init())
         moved = np.abs(start.features - again.law.features).max()
@@ -392,25 +387,19 @@ class LearnedNoiseTest(_OneConfig):
     def test_rows_are_what_certify_returns(self):
         self.finished("certified")
         settings = config.resolve(tiny_runs.load_config(self.config))
-        examples = experiment.Examples(settings["data"], "test")
-        classify = experiment.restore_classifier(settings, self.whole, examples)
-        smoothing = experiment.restore_smoothing(settings, self.whole, examples)
-        self.assertAlmostEqual(1 / smoothing.spread / 0.02, 1.0, delta=1e-5)
+        examples = Examples(settings.data, "test")
+        classify, smoothing = trained.restore(settings, self.whole, examples)
+        self.assertAlmostEqual(smoothing.scores.scale / 0.02, 1.0, delta=1e-5)
         rows = read_rows(self.whole / "certificates.tsv")
         self.assertEqual(rows.ints("idx").tolist(), list(range(16)))
         key = streams.stream_key(7, streams.CERTIFY)
-        expected = wsjax.certify(
-            jax.random.fold_in(key, 3),
-            examples[3][0],
-            classify,
-            smoothing,
-            n0=50,
-            n=400,
-            alpha=0.05,
-            use_runner_up="auto",
-            block_size=100,
+        certifier = wsjax.FixedVotes(
+            classify, smoothing, n0=50, n=400, alpha=0.05, use_runner_up="auto"
         )
-        np.testing.assert_array_equal(rows.votes("votes", 10)[3], expected.votes)
+        expected = certifier.certify(examples[3][0], jax.random.fold_in(key, 3))
+        np.testing.assert_array_equal(
+            rows.votes("votes", 10)[3], expected.evidence.votes
+        )
         self.assertEqual(rows.floats("radius")[3], expected.radius)
         self.assertGreater(rows.ints("correct").sum(), 4)
         # All votes for one class: nothing is certified beyond what that gives.
@@ -431,7 +420,7 @@ class LearnedNoiseTest(_OneConfig):
         for name in set(ours.columns) - {"time"}:
             self.assertEqual(ours.text(name), theirs.text(name), name)
         entries = [manifest.read(x)["certify"] for x in (self.whole, self.other)]
-        for key in ("classifier", "spread", "data_checksum"):
+        for key in ("classifier", "certifier", "data_checksum"):
             self.assertEqual(entries[0][key], entries[1][key])
             self.assertIsNotNone(entries[0][key])
 
@@ -439,8 +428,10 @@ class LearnedNoiseTest(_OneConfig):
         out = self.finished("report")
         rows = read_rows(self.whole / "certificates.tsv")
         (certified,) = report.read_certified(self.whole)
-        np.testing.assert_allclose(certified.radii, rows.floats("radius"), rtol=1e-12)
-        np.testing.assert_array_equal(certified.certified_labels, rows.ints("predict"))
+        np.testing.assert_allclose(
+            certified.found.radii, rows.floats("radius"), rtol=1e-12
+        )
+        np.testing.assert_array_equal(certified.found.labels, rows.ints("predict"))
         for name in ("whole (tight)", "other (tight)"):
             self.assertIn(name, out)
         summary = json.loads((self.whole / "summary.json").read_text())
@@ -452,8 +443,11 @@ class LearnedNoiseTest(_OneConfig):
             rows = read_rows(self.whole / f"attack_flow_{target}.tsv")
             self.assertEqual(rows.ints("idx").tolist(), [0, 1])
         entries = manifest.read(self.whole)
-        for key in ("classifier", "spread"):
-            self.assertEqual(entries["attack flow"][key], entries["certify"][key])
+        attacked, certified = entries["attack flow"], entries["certify"]
+        self.assertEqual(attacked["classifier"], certified["classifier"])
+        self.assertEqual(
+            attacked["certifier"]["scores"], certified["certifier"]["scores"]
+        )
 
     def test_bad_input_ends_with_one_line(self):
         for name, message in {
@@ -485,12 +479,16 @@ REFUSED = {
     "at_radii=('a',) is not a list of numbers": ("--config.certify.at_radii=('a',)",),
     "first_look=0 is not a positive": (AT_RADII, "--config.certify.first_look=0"),
     "beta=0.7 is outside (0, 0.5)": (AT_RADII, "--config.certify.beta=0.7"),
-    "max_radius_loss=0.2 means nothing to certify.at_radii": (AT_RADII, LOSS),
-    "certify.share_draws=0 is not a positive": ("--config.certify.share_draws=0",),
-    "needs certify.share_draws=1": (AT_RADII, "--config.certify.share_draws=2"),
-    "certify.max_radius_loss=1.5 is outside [0, 1)": (
-        "--config.certify.max_radius_loss=1.5",
+    "max_radius_loss=0.2 means nothing to config.certify.method='at_radii'": (
+        AT_RADII,
+        LOSS,
     ),
+    "share_draws=0 is not a positive": ("--config.certify.share_draws=0",),
+    "share_draws=2 means nothing to config.certify.method='at_radii'": (
+        AT_RADII,
+        "--config.certify.share_draws=2",
+    ),
+    "max_radius_loss=1.5 is outside (0, 1)": ("--config.certify.max_radius_loss=1.5",),
     "config.certify.n: there 2000, now 400": (AT_RADII,),
 }
 
@@ -516,7 +514,7 @@ class FewerVotesTest(_OneConfig):
             prelude=STOPPED,
         )
         cls.stopped = tiny_runs.finish(stopped)
-        cls.stopped_rows = read_rows(cls.folder / "parts" / fewer_votes.VERDICTS)
+        cls.stopped_rows = read_rows(cls.folder / "parts" / VERDICTS)
         cases = {
             "whole": cls.case("certify.py", cls.whole, AT_RADII, MORE),
             "again": cls.case("certify.py", cls.whole, AT_RADII, MORE),
@@ -537,10 +535,8 @@ class FewerVotesTest(_OneConfig):
 
     def restored(self):
         settings = config.resolve(tiny_runs.load_config(self.config))
-        examples = experiment.Examples(settings["data"], "test")
-        classify = experiment.restore_classifier(settings, self.whole, examples)
-        smoothing = experiment.restore_smoothing(settings, self.whole, examples)
-        return examples, classify, smoothing
+        examples = Examples(settings.data, "test")
+        return examples, *trained.restore(settings, self.whole, examples)
 
     def test_images_that_share_draws_are_certified_under_one_key(self):
         self.finished("shared")
@@ -548,29 +544,30 @@ class FewerVotesTest(_OneConfig):
         self.assertEqual(rows.ints("idx").tolist(), list(range(16)))
         examples, classify, smoothing = self.restored()
         key = streams.stream_key(7, streams.CERTIFY)
+        certifier = wsjax.FixedVotes(classify, smoothing, n0=50, n=400, alpha=0.05)
         for index in (0, 7, 15):
-            expected = wsjax.certify(
-                key, examples[index][0], classify, smoothing, n0=50, n=400, alpha=0.05
-            )
+            expected = certifier.certify(examples[index][0], key)
             found = rows.votes("votes", 10)[index]
-            np.testing.assert_array_equal(found, expected.votes)
+            np.testing.assert_array_equal(found, expected.evidence.votes)
 
     def test_verdicts_are_what_certify_at_returns(self):
         self.finished("whole")
-        rows = read_rows(self.whole / fewer_votes.VERDICTS)
+        rows = read_rows(self.whole / VERDICTS)
         columns = ["idx", "label", "predict", "radius", "correct", "time"]
         self.assertEqual(rows.columns[:6], columns)
         self.assertEqual(rows.ints("idx").tolist(), list(range(16)))
         examples, classify, smoothing = self.restored()
         key = streams.stream_key(7, streams.CERTIFY)
+        certifier = wsjax.VotesAtRadii(
+            classify, smoothing, radii=(0.002, 0.005, 0.01), n0=50, n=2_000, alpha=0.05
+        )
         for index in (1, 5):
-            expected = wsjax.certify_at(
-                jax.random.fold_in(key, index), examples[index][0], classify, smoothing,
-                radii=(0.002, 0.005, 0.01), n0=50, n=2_000, alpha=0.05,
-            )  # fmt: skip
+            image, _ = examples[index]
+            expected = certifier.certify(image, jax.random.fold_in(key, index))
             for name in ("selection_votes", "votes"):
                 found = rows.votes(name, 10)[index]
-                np.testing.assert_array_equal(found, getattr(expected, name))
+                counted = getattr(expected.evidence, name)
+                np.testing.assert_array_equal(found, counted)
             self.assertEqual(rows.ints("predict")[index], expected.label)
             self.assertEqual(rows.ints("selected")[index], expected.selected)
             self.assertEqual(rows.floats("radius")[index], expected.radius)
@@ -583,8 +580,8 @@ class FewerVotesTest(_OneConfig):
 
     def test_summary(self):
         out = self.finished("whole")
-        rows = read_rows(self.whole / fewer_votes.VERDICTS)
-        summary = json.loads((self.whole / "verdicts.json").read_text())
+        rows = read_rows(self.whole / VERDICTS)
+        (summary,) = json.loads((self.whole / "verdicts.json").read_text()).values()
         right = rows.ints("correct") == 1
         for radius in (0.002, 0.005, 0.01):
             share = np.mean(right & (rows.floats("radius") >= radius))
@@ -593,9 +590,9 @@ class FewerVotesTest(_OneConfig):
             self.assertIn(f"{share:.3f}", out)
         used = rows.ints("n_used")
         self.assertEqual(summary["images"], 16)
-        self.assertEqual(summary["mean_votes"], np.mean(used))
-        self.assertEqual(summary["median_votes"], np.median(used))
-        self.assertEqual(summary["votes_at_once"], 2_050)
+        self.assertEqual(summary["mean_passes"], np.mean(used))
+        self.assertEqual(summary["median_passes"], np.median(used))
+        self.assertEqual(summary["passes_at_once"], 2_050)
         self.assertAlmostEqual(summary["times_fewer"], 2_050 / np.mean(used))
         self.assertIn("times fewer", (self.whole / "verdicts.txt").read_text())
 
@@ -605,8 +602,8 @@ class FewerVotesTest(_OneConfig):
         self.assertEqual(self.stopped_rows.ints("idx").tolist(), [0, 3, 6])
         self.finished("parts")
         self.finished("again")
-        parts = read_rows(self.folder / "parts" / fewer_votes.VERDICTS)
-        whole = read_rows(self.whole / fewer_votes.VERDICTS)
+        parts = read_rows(self.folder / "parts" / VERDICTS)
+        whole = read_rows(self.whole / VERDICTS)
         for name in set(whole.columns) - {"time"}:
             self.assertEqual(parts.text(name), whole.text(name), name)
 
@@ -627,9 +624,9 @@ class FewerVotesTest(_OneConfig):
         np.testing.assert_array_equal(rows.votes("votes", 10).sum(axis=1), n)
         # The report finds the very same radii in the votes.
         (found,) = report.read_certified(self.whole)
-        np.testing.assert_allclose(found.radii, rows.floats("radius"), rtol=1e-12)
-        np.testing.assert_array_equal(found.certified_labels, rows.ints("predict"))
-        self.assertGreater(found.radii.max(), 0)
+        np.testing.assert_allclose(found.found.radii, rows.floats("radius"), rtol=1e-12)
+        np.testing.assert_array_equal(found.found.labels, rows.ints("predict"))
+        self.assertGreater(found.found.radii.max(), 0)
 
     def test_bad_settings_end_with_one_line(self):
         for message in REFUSED:
@@ -639,152 +636,6 @@ class FewerVotesTest(_OneConfig):
                 self.assertIn(message, line)
                 self.assertNotIn("Traceback", out + err)
                 self.assertEqual(code, 1)
-
-
-class ReportTest(chex.TestCase):
-    """What the report makes of votes on file, theorem and spread from `run.json`."""
-
-    def setUp(self):
-        super().setUp()
-        folder = self.enter_context(tempfile.TemporaryDirectory())
-        self.folder = pathlib.Path(folder)
-        rng = np.random.default_rng(0)
-        self.votes = [
-            (rng.multinomial(50, shares), rng.multinomial(400, shares))
-            for shares in rng.dirichlet(np.full(3, 0.4), 30)
-        ]
-
-    def write(self, smoothing, settings, use_runner_up, spread, num_classes=3):
-        """A run directory as certify.py leaves it; its certificates."""
-        certificates = [
-            wsjax.smoothing.certificate_from_votes(
-                *votes, smoothing, alpha=0.05, use_runner_up=use_runner_up
-            )
-            for votes in self.votes
-        ]
-        path = self.folder / report.CERTIFICATES
-        with rows_of_runs.RowWriter(path, report.CERTIFICATE_COLUMNS) as writer:
-            for index, certificate in enumerate(certificates):
-                row = report.certificate_row(index, index % 3, certificate, 0.1)
-                writer.write(**row)
-        manifest.record(
-            self.folder,
-            "certify",
-            {
-                "smoothing": {"certificate": "tight", **settings},
-                "certify": {"alpha": 0.05, "use_runner_up": use_runner_up},
-            },
-            data_checksum="abc",
-            spread=spread,
-            num_classes=num_classes,
-        )
-        return certificates
-
-    def forget(self, *names):
-        """Takes entries out of `run.json`, as earlier versions left it."""
-        path = self.folder / "run.json"
-        whole = json.loads(path.read_text())
-        for name in names:
-            del whole["certify"][name]
-        path.write_text(json.dumps(whole))
-
-    def assert_evaluates(self, certificates, found):
-        np.testing.assert_allclose(
-            found.radii, [c.radius for c in certificates], rtol=1e-12
-        )
-        labels = [c.label for c in certificates]
-        np.testing.assert_array_equal(found.certified_labels, labels)
-        self.assertGreater(found.radii.max(), 0)
-
-    @parameterized.product(
-        choice=("never", "always", "auto"),
-        noise=("learned_view", "learned_spectrum", "power_law", "flow_gaussian"),
-    )
-    def test_gaussian_noise_is_evaluated_with_the_kappa_on_record(self, choice, noise):
-        smoothing = wsjax.make_smoothing("power_law", 0.3, "l1", image_shape=(4, 5, 1))
-        settings = {"noise": noise, "sigma": 0.3, "ground_metric": "l1"}
-        if noise in experiment.LEARNED:
-            settings["sigma"] = 0.0
-
-        certificates = self.write(smoothing, settings, choice, smoothing.spread)
-        (found,) = report.read_certified(self.folder)
-
-        self.assert_evaluates(certificates, found)
-        self.assertEqual(found.metric, "l1")
-        bounded = [c.runner_up is not None for c in certificates]
-        self.assertEqual(any(bounded), choice != "never")
-        self.assertEqual(all(bounded), choice == "always")
-
-    @parameterized.parameters("never", "always", "auto")
-    def test_rows_may_differ_in_their_number_of_votes(self, choice):
-        rng = np.random.default_rng(1)
-        self.votes = [
-            (rng.multinomial(50, shares), rng.multinomial(100 * (1 + n % 7), shares))
-            for n, shares in enumerate(rng.dirichlet(np.full(3, 0.4), 30))
-        ]
-        smoothing = wsjax.make_smoothing("flow_laplace", 0.02, "l2")
-        settings = {"noise": "flow_laplace", "sigma": 0.02, "ground_metric": "l2"}
-        certificates = self.write(smoothing, settings, choice, 0.02)
-        _, tight = report.read_certified(self.folder)
-        self.assert_evaluates(certificates, tight)
-        numbers = read_rows(self.folder / report.CERTIFICATES).ints("n")
-        self.assertEqual(set(numbers), set(range(100, 800, 100)))
-
-    @parameterized.parameters("spread", "nothing")
-    def test_runs_from_before_there_was_a_spread_have_a_sigma(self, kept):
-        smoothing = wsjax.make_smoothing("flow_laplace", 0.02, "l2")
-        settings = {"noise": "flow_laplace", "sigma": 0.02, "ground_metric": "l2"}
-        # Runs of that time say whether to use the runner-up by a truth value.
-        certificates = self.write(smoothing, settings, False, 0.02)
-        if kept == "nothing":
-            self.forget("spread", "num_classes")
-
-        published, tight = report.read_certified(self.folder)
-
-        self.assert_evaluates(certificates, tight)
-        self.assertTrue((published.radii <= tight.radii).all())
-        self.assertLess(published.radii.max(), tight.radii.max())
-
-    def test_gaussian_runs_without_a_kappa_are_refused(self):
-        smoothing = wsjax.make_smoothing("power_law", 0.3, "l1", image_shape=(4, 5, 1))
-        settings = {"noise": "flow_gaussian", "sigma": 0.3, "ground_metric": "l1"}
-        self.write(smoothing, settings, "never", smoothing.spread)
-        self.forget("spread")
-        with self.assertRaisesRegex(ValueError, "did not record the kappa.*again"):
-            report.read_certified(self.folder)
-
-    @parameterized.parameters(True, "always", "auto")
-    def test_runner_up_bounds_without_a_number_of_classes_are_refused(self, choice):
-        smoothing = wsjax.make_smoothing("flow_laplace", 0.02, "l2")
-        settings = {"noise": "flow_laplace", "sigma": 0.02, "ground_metric": "l2"}
-        self.write(smoothing, settings, choice, 0.02)
-        self.forget("num_classes")
-        with self.assertRaisesRegex(ValueError, "number of classes.*again"):
-            report.read_certified(self.folder)
-
-    @parameterized.parameters("always", "auto")
-    def test_classes_that_never_appear_share_alpha_all_the_same(self, choice):
-        # Ten classes, of which votes and labels show the first three.
-        self.votes = [
-            tuple(np.pad(part, (0, 7)) for part in votes) for votes in self.votes
-        ]
-        smoothing = wsjax.make_smoothing("flow_laplace", 0.02, "l2")
-        settings = {"noise": "flow_laplace", "sigma": 0.02, "ground_metric": "l2"}
-        certificates = self.write(smoothing, settings, choice, 0.02, num_classes=10)
-        _, tight = report.read_certified(self.folder)
-        self.assert_evaluates(certificates, tight)
-
-
-class RowTest(chex.TestCase):
-    def test_an_abstention_is_not_correct_even_if_its_first_class_is(self):
-        votes = np.array([3, 7])
-        certificate = wsjax.Certificate(-1, 0.0, 1, 0.4, None, votes, 10 * votes)
-        row = report.certificate_row(5, 1, certificate, 0.25)
-        self.assertEqual(tuple(row), report.CERTIFICATE_COLUMNS)
-        expected = {"idx": 5, "label": 1, "predict": -1, "radius": 0.0, "time": 0.25}
-        expected |= {"correct": False, "selected": 1, "count": 70, "n": 100}
-        expected |= {"selection_votes": "0:3,1:7", "votes": "0:30,1:70"}
-        self.assertEqual(row | expected, row)
 
 
 if __name__ == "__main__":

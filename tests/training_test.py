@@ -14,8 +14,8 @@ import tiny_runs
 from absl.testing import absltest, parameterized
 from tiny_runs import PERTURB, Tiny, separable, train
 
+from wsjax.console import signals
 from wsjax.data.batches import epoch_batches
-from wsjax.runs import signals
 from wsjax.training import checkpoints, loop, optimizers, steps
 from wsjax.training.metrics import read_metrics
 

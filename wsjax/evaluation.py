@@ -28,8 +28,8 @@ class Summary(NamedTuple):
       certified: share that is right at radius above 0.
       mean_passes: mean number of times the classifier was asked about an image, with
       median_passes: its median; None where nothing was counted.
-      times_fewer: passes without looking in between, over `mean_passes`; None where
-        that makes no difference.
+      passes_at_once: how many it would be without looking in between, and
+      times_fewer: that over `mean_passes`; None where it makes no difference.
     """
 
     images: int
@@ -41,6 +41,7 @@ class Summary(NamedTuple):
     certified: float
     mean_passes: float | None = None
     median_passes: float | None = None
+    passes_at_once: int | None = None
     times_fewer: float | None = None
 
 
@@ -79,6 +80,7 @@ def summarize(labels: np.ndarray, found: Outcomes) -> Summary:
         certified=float(np.mean(right & (found.radii > 0))),
         mean_passes=mean,
         median_passes=median,
+        passes_at_once=found.most_passes,
         times_fewer=times,
     )
 

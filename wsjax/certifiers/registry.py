@@ -16,8 +16,14 @@ KINDS: dict[str, type[Certifier]] = {
 def get_kind(name: str) -> type[Certifier]:
     """The kind of that name.
 
+    Args:
+      name: a key of `KINDS`.
+
+    Returns:
+      Its class.
+
     Raises:
-      ValueError: there is none.
+      ValueError: there is none of that name.
     """
     if name not in KINDS:
         raise ValueError(f"certify.method={name!r} is not one of {tuple(KINDS)}.")

@@ -187,6 +187,9 @@ class VoteCertifier(base.Certifier):
 
         Args:
           most_per_block: most draws of a block, so that no device's is half empty.
+
+        Returns:
+          A `Counter`.
         """
         counting = self.counting
         if most_per_block is not None:
@@ -531,7 +534,17 @@ def certificate_from_votes(
 
 
 def prediction_from_votes(counts: np.ndarray, alpha: float) -> Prediction:
-    """An answer from votes that were counted already; `counts` is `[K]` int.
+    """An answer from votes that were counted already.
+
+    Args:
+      counts: `[K]` int.
+      alpha: probability of returning a class that is not the most likely one.
+
+    Returns:
+      A `Prediction`.
+
+    Raises:
+      ValueError: `alpha` or the counts are outside their range.
 
     Source: Cohen, Rosenfeld & Kolter 2019, PREDICT.
     """

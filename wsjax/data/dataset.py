@@ -1,17 +1,22 @@
 """A data set that fits in memory, and its way to floating point."""
 
+import dataclasses
 import hashlib
-from typing import NamedTuple
+from collections.abc import Iterator
 
 import numpy as np
 
+from wsjax.data.batches import epoch_batches
+from wsjax.data.source import ImageBatch
 
-class Dataset(NamedTuple):
-    """One split of a data set, in its published order. The arrays are read-only.
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """One split of a data set, in its published order: a `Source` in memory.
 
     Attributes:
-      images: `[N, H, W, C]` uint8, from 0 (black) to `scale` (white).
-      labels: `[N]` int32 in `[0, num_classes)`.
+      images: `[N, H, W, C]` uint8, from 0 (black) to `scale` (white); read-only.
+      labels: `[N]` int32 in `[0, num_classes)`; read-only.
       num_classes: number of classes K.
       scale: what a pixel is divided by to lie in [0, 1]: 255, or 16 for digits.
       checksum: hex SHA-256 of the images' and then the labels' bytes, see
@@ -24,6 +29,51 @@ class Dataset(NamedTuple):
     num_classes: int
     scale: float
     checksum: str
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """`(H, W, C)`."""
+        return self.images.shape[1:]
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """`images` and `labels`."""
+        return self.images, self.labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        return self.images[index], int(self.labels[index])
+
+    def first(self, count: int) -> "Dataset":
+        """The first `count` images, or all; the checksum stays that of the whole.
+
+        Raises:
+          ValueError: `count` is not positive.
+        """
+        if count < 1:
+            raise ValueError(f"The first {count} images are none: at least 1.")
+        return dataclasses.replace(
+            self, images=self.images[:count], labels=self.labels[:count]
+        )
+
+    def batches(self, batch_size: int) -> Iterator[ImageBatch]:
+        """All images once, in order; the last batch may be smaller."""
+        for start in range(0, len(self), batch_size):
+            yield self._batch(np.arange(start, min(start + batch_size, len(self))))
+
+    def train_batches(
+        self, batch_size: int, *, seed: int, epoch: int, start_step: int = 0
+    ) -> Iterator[ImageBatch]:
+        """One training epoch; arguments and errors are those of `epoch_batches`."""
+        order = epoch_batches(
+            len(self), batch_size, seed=seed, epoch=epoch, start_step=start_step
+        )
+        return map(self._batch, order)
+
+    def _batch(self, indices):
+        return ImageBatch(self.images[indices], self.labels[indices], indices)
 
 
 def make_dataset(

@@ -3,12 +3,13 @@
 import numpy as np
 
 from wsjax.data.dataset import Dataset, make_dataset
+from wsjax.data.source import Options
 
 # 1,797 images: 1,437 for training, 360 for testing.
 NUM_TEST = 360
 
 
-def load(split: str) -> Dataset:
+def load(split: str, _: Options | None = None) -> Dataset:
     """Loads scikit-learn's digits; the last 360 of the 1,797 images are the test set.
 
     Taking every fifth image instead would skew the classes, since the labels run

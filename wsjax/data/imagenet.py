@@ -1,23 +1,39 @@
-"""ImageNet: a folder per class, or a data set that tfds prepared."""
+"""ImageNet: a folder per class, or a data set that tfds prepared.
+
+The folder may hold other photographs, of any sizes: each is cropped to a square.
+"""
 
 import hashlib
-import os
-import pathlib
 
-import numpy as np
-
-from wsjax.data import tfds_source
+from wsjax.data import class_folders, tfds_source
+from wsjax.data.source import Options
 from wsjax.data.stream import ImageStream
 
-_ENDINGS = (".jpeg", ".jpg", ".png")
+
+def load(split: str, options: Options) -> ImageStream:
+    """Opens a split; decodes nothing yet.
+
+    Args:
+      split: "train", or "test" for ImageNet's validation set.
+      options: `dir`, `source`, `image_size` and `resize`.
+
+    Returns:
+      An `ImageNetFolder`, or an `ImageNetTfds` if `source` is "tfds".
+
+    Raises:
+      FileNotFoundError: no such folder, or not prepared.
+      ValueError: as `class_folders.scan` or `ImageStream`; or tfds prepared it in
+        another format than array_record.
+      ImportError: tfds or array_record is missing.
+    """
+    kind = ImageNetTfds if options.source == "tfds" else ImageNetFolder
+    return kind(split, options)
 
 
 class ImageNetFolder(ImageStream):
     """ImageNet from a folder per class: `train/<class>/*.JPEG`, `val/<class>/*.JPEG`.
 
-    Images are ordered by class name, then by file name; a class's label is its place
-    among the sorted folder names of `train` (of the split itself, if there is no
-    `train`). `validation` may stand for `val`.
+    Order and labels are those of `class_folders.scan`; `validation` may stand for `val`.
 
     Attributes, beside those of every stream:
       classes: class names in the order of the labels.
@@ -26,63 +42,28 @@ class ImageNetFolder(ImageStream):
         file lists apart, not two contents.
     """
 
-    def __init__(
-        self,
-        dir: str | os.PathLike | None,
-        split: str,
-        *,
-        image_size: int = 224,
-        resize: int = 256,
-        min_area: float = 0.08,
-    ) -> None:
-        """Lists the files; reads none.
-
-        Args:
-          dir: the folder with `train` and `val`.
-          split: "train", or "test" for ImageNet's validation set.
-          image_size: side of the images handed out.
-          resize: short side before the central crop of the evaluation view.
-          min_area: smallest share of a photograph in a training view.
-
-        Raises:
-          FileNotFoundError: no such folder, or `dir` is None.
-          ValueError: no class folders, an empty one, or one that `train` lacks.
-        """
-        super().__init__(split, image_size, resize, min_area)
-        self._root = _split_folder(dir, split)
-        names = _class_folders(self._root)
-        try:
-            self.classes = _class_folders(_split_folder(dir, "train"))
-        except FileNotFoundError:
-            self.classes = names
-        unknown = sorted(set(names) - set(self.classes))
-        if unknown:
-            raise ValueError(
-                f"{self._root} has {len(unknown)} class folder(s) that the training "
-                f"split lacks, such as {unknown[0]}: their images have no label."
-            )
+    def __init__(self, split: str, options: Options) -> None:
+        super().__init__(options)
+        self._found = class_folders.scan(
+            "ImageNet", options.dir, split, ("val", "validation")
+        )
+        self.classes, self.labels = self._found.classes, self._found.labels
         self.num_classes = len(self.classes)
-        label_of = {name: label for label, name in enumerate(self.classes)}
-        files = [
-            (name, file) for name in names for file in _images_in(self._root, name)
-        ]
-        self.labels = np.array([label_of[name] for name, _ in files], np.int32)
-        self.labels.setflags(write=False)
-        self._files = [file for _, file in files]
-        listing = "".join(f"{name}/{file}\n" for name, file in files)
-        self.checksum = hashlib.sha256(listing.encode()).hexdigest()
+        digest = hashlib.sha256()
+        for label, file in zip(self.labels, self._found.files, strict=True):
+            digest.update(f"{self.classes[label]}/{file}\n".encode())
+        self.checksum = digest.hexdigest()
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self._found.files)
 
     def file_name(self, index: int) -> str:
         """Names the photograph at a position, such as n01440764_10026.JPEG."""
-        return self._files[index]
+        return self._found.files[index]
 
     def _fetch(self, index):
-        label = int(self.labels[index])
-        path = self._root / self.classes[label] / self._files[index]
-        return path.read_bytes(), label, str(path)
+        path = self._found.path(index)
+        return path.read_bytes(), int(self.labels[index]), str(path)
 
 
 class ImageNetTfds(ImageStream):
@@ -97,37 +78,16 @@ class ImageNetTfds(ImageStream):
         size of every shard.
     """
 
-    def __init__(
-        self,
-        dir: str | os.PathLike | None,
-        split: str,
-        *,
-        image_size: int = 224,
-        resize: int = 256,
-        min_area: float = 0.08,
-    ) -> None:
-        """Opens the prepared data set; decodes nothing.
+    num_classes = 1000
 
-        Args:
-          dir: the `data_dir` given to tfds.
-          split: "train", or "test" for ImageNet's validation set.
-          image_size: side of the images handed out.
-          resize: short side before the central crop of the evaluation view.
-          min_area: smallest share of a photograph in a training view.
-
-        Raises:
-          FileNotFoundError: not prepared under `dir`, or `dir` is None.
-          ValueError: prepared in another format.
-          ImportError: tfds or array_record is missing.
-        """
-        super().__init__(split, image_size, resize, min_area)
-        self._folder = tfds_source.find_prepared("imagenet2012", dir)
+    def __init__(self, split: str, options: Options) -> None:
+        super().__init__(options)
+        self._folder = tfds_source.find_prepared("imagenet2012", options.dir)
         self._records = tfds_source.open_sequence(
             self._folder,
             "train" if split == "train" else "validation",
             decode_images=False,
         )
-        self.num_classes = 1000
         info = (self._folder / "dataset_info.json").read_bytes()
         self.checksum = hashlib.sha256(info).hexdigest()
 
@@ -146,49 +106,3 @@ class ImageNetTfds(ImageStream):
 
 def _text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
-
-
-def _split_folder(dir: str | os.PathLike | None, split: str) -> pathlib.Path:
-    names = ("train",) if split == "train" else ("val", "validation")
-    if not dir:
-        raise FileNotFoundError(
-            f"ImageNet needs the folder that has {names[0]}/<class>/*.JPEG, but "
-            f"dir={dir!r} (--config.data.dir=...). wsjax downloads nothing."
-        )
-    root = pathlib.Path(dir).expanduser()
-    for name in names:
-        if (root / name).is_dir():
-            return root / name
-    raise FileNotFoundError(
-        f"ImageNet's {split} split is missing: there is no folder "
-        f"{' or '.join(str(root / name) for name in names)}. Expected "
-        f"{names[0]}/<class>/*.JPEG in the folder passed as dir; wsjax downloads "
-        f"nothing."
-    )
-
-
-def _class_folders(root: pathlib.Path) -> list[str]:
-    with os.scandir(root) as found:
-        entries = [entry for entry in found if not entry.name.startswith(".")]
-        names = sorted(entry.name for entry in entries if entry.is_dir())
-    if not names:
-        raise ValueError(
-            f"{root} has no class folders, but {len(entries)} other entries. Expected "
-            f"{root.name}/<class>/*.JPEG: validation images come in one folder and "
-            f"have to be sorted into class folders first."
-        )
-    return names
-
-
-def _images_in(root: pathlib.Path, name: str) -> list[str]:
-    files = sorted(
-        file
-        for file in os.listdir(root / name)
-        if file.lower().endswith(_ENDINGS) and not file.startswith(".")
-    )
-    if not files:
-        raise ValueError(
-            f"{root / name} has no file ending in {', '.join(_ENDINGS)}. An empty "
-            f"class folder usually means that unpacking stopped early."
-        )
-    return files

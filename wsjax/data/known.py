@@ -45,6 +45,16 @@ class KnownSet(NamedTuple):
     checksums: dict[str, str]
 
 
+def _raw(files: dict[str, int], digests: str) -> tuple[RawFile, ...]:
+    pairs = zip(files.items(), digests.split(), strict=True)
+    return tuple(RawFile(name, size, digest) for (name, size), digest in pairs)
+
+
+_IDX_TRAIN = {"train-images-idx3-ubyte": 47_040_016, "train-labels-idx1-ubyte": 60_008}
+_IDX_TEST = {"t10k-images-idx3-ubyte": 7_840_016, "t10k-labels-idx1-ubyte": 10_008}
+_CIFAR_TRAIN = {f"data_batch_{i}.bin": 30_730_000 for i in range(1, 6)}
+_CIFAR_TEST = {"test_batch.bin": 30_730_000}
+
 KNOWN = {
     "mnist": KnownSet(
         title="MNIST",
@@ -54,29 +64,19 @@ KNOWN = {
         archive=None,
         origin="yann.lecun.com/exdb/mnist",
         files={
-            "train": (
-                RawFile(
-                    "train-images-idx3-ubyte",
-                    47_040_016,
-                    "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-                ),
-                RawFile(
-                    "train-labels-idx1-ubyte",
-                    60_008,
-                    "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-                ),
+            "train": _raw(
+                _IDX_TRAIN,
+                """
+                ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db
+                65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5
+                """,
             ),
-            "test": (
-                RawFile(
-                    "t10k-images-idx3-ubyte",
-                    7_840_016,
-                    "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-                ),
-                RawFile(
-                    "t10k-labels-idx1-ubyte",
-                    10_008,
-                    "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
-                ),
+            "test": _raw(
+                _IDX_TEST,
+                """
+                0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7
+                ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2
+                """,
             ),
         },
         checksums={
@@ -92,29 +92,19 @@ KNOWN = {
         archive=None,
         origin="github.com/zalandoresearch/fashion-mnist",
         files={
-            "train": (
-                RawFile(
-                    "train-images-idx3-ubyte",
-                    47_040_016,
-                    "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
-                ),
-                RawFile(
-                    "train-labels-idx1-ubyte",
-                    60_008,
-                    "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
-                ),
+            "train": _raw(
+                _IDX_TRAIN,
+                """
+                c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888
+                bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9
+                """,
             ),
-            "test": (
-                RawFile(
-                    "t10k-images-idx3-ubyte",
-                    7_840_016,
-                    "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
-                ),
-                RawFile(
-                    "t10k-labels-idx1-ubyte",
-                    10_008,
-                    "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
-                ),
+            "test": _raw(
+                _IDX_TEST,
+                """
+                5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b
+                0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34
+                """,
             ),
         },
         checksums={
@@ -126,48 +116,25 @@ KNOWN = {
         title="CIFAR-10",
         image_shape=(32, 32, 3),
         num_classes=10,
-        folders=(
-            "cifar10",
-            "",
-            "cifar-10-batches-bin",
-            "cifar10/cifar-10-batches-bin",
-        ),
+        folders=("cifar10", "", "cifar-10-batches-bin", "cifar10/cifar-10-batches-bin"),
         archive="cifar-10-binary.tar.gz",
         origin="www.cs.toronto.edu/~kriz/cifar.html, the binary version",
         files={
-            "train": (
-                RawFile(
-                    "data_batch_1.bin",
-                    30_730_000,
-                    "cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5",
-                ),
-                RawFile(
-                    "data_batch_2.bin",
-                    30_730_000,
-                    "a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed",
-                ),
-                RawFile(
-                    "data_batch_3.bin",
-                    30_730_000,
-                    "bbe8596564c0f86427f876058170b84dac6670ddf06d79402899d93ceea26f67",
-                ),
-                RawFile(
-                    "data_batch_4.bin",
-                    30_730_000,
-                    "014e562d6e23c72197cc727519169a60359f5eccd8945ad5a09d710285ff4e48",
-                ),
-                RawFile(
-                    "data_batch_5.bin",
-                    30_730_000,
-                    "755304fc0b379caeae8c14f0dac912fbc7d6cd469eb67a1029a08a39453a9add",
-                ),
+            "train": _raw(
+                _CIFAR_TRAIN,
+                """
+                cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5
+                a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed
+                bbe8596564c0f86427f876058170b84dac6670ddf06d79402899d93ceea26f67
+                014e562d6e23c72197cc727519169a60359f5eccd8945ad5a09d710285ff4e48
+                755304fc0b379caeae8c14f0dac912fbc7d6cd469eb67a1029a08a39453a9add
+                """,
             ),
-            "test": (
-                RawFile(
-                    "test_batch.bin",
-                    30_730_000,
-                    "8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b",
-                ),
+            "test": _raw(
+                _CIFAR_TEST,
+                """
+                8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b
+                """,
             ),
         },
         checksums={

@@ -2,68 +2,61 @@
 
 import abc
 import operator
-from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 
-from wsjax.data import pictures, prefetch
+from wsjax.data import photographs, prefetch
 from wsjax.data.batches import epoch_batches
+from wsjax.data.source import ImageBatch, Options
 
 # Keeps an image's draws apart from those of `epoch_batches`: NumPy seeds with
 # (seed, epoch) and (seed, epoch, 0) give the same stream.
 _AUGMENT_STREAM = 1
 
 
-class ImageBatch(NamedTuple):
-    """A batch of a streamed data set.
-
-    Attributes:
-      images: `[B, S, S, 3]` uint8.
-      labels: `[B]` int32.
-      indices: `[B]` int64, the images' positions in the data set.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
-    indices: np.ndarray
-
-
 class ImageStream(abc.ABC):
-    """A data set of photographs, read when asked for.
+    """A data set of photographs, read when asked for: a `Source` not in memory.
 
-    A source says how many there are, what they are called, and fetches one.
+    A subclass says how many there are, what they are called, and fetches one.
 
     Attributes:
-      split: "train" or "test".
       num_classes: number of classes.
+      checksum: see the subclass.
       scale: 255.0, what a pixel is divided by to lie in [0, 1].
+      arrays: None.
       image_size: side S of the images handed out.
       resize: short side before the central crop of the evaluation view.
-      min_area: smallest share of a photograph in a training view.
+      num_threads: threads that decode batches.
+      ahead: batches decoded ahead of the caller; at most `ahead + 1` are in memory.
     """
 
+    num_classes: int
+    checksum: str
     scale = 255.0
+    arrays = None
+    num_threads = 8
+    ahead = 2
 
-    def __init__(
-        self, split: str, image_size: int, resize: int, min_area: float
-    ) -> None:
-        if split not in ("train", "test"):
+    def __init__(self, options: Options) -> None:
+        """Takes the sizes.
+
+        Raises:
+          ValueError: they do not fit each other.
+        """
+        self.image_size, self.resize = options.image_size, options.resize
+        if not 0 < self.image_size <= self.resize:
             raise ValueError(
-                f"Unknown split {split!r}; expected train or test, where test is "
-                f"ImageNet's validation set: the labels of its test set are secret."
+                f"image_size={self.image_size} must be between 1 and "
+                f"resize={self.resize}, the short side that the central square is cut "
+                f"from."
             )
-        if not 0 < image_size <= resize:
-            raise ValueError(
-                f"image_size={image_size} must be between 1 and resize={resize}, the "
-                f"short side that the central square is cut from."
-            )
-        if not 0 < min_area <= 1:
-            raise ValueError(f"min_area={min_area} is outside (0, 1].")
-        self.split = split
-        self.image_size = image_size
-        self.resize = resize
-        self.min_area = min_area
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """`(S, S, 3)`."""
+        return self.image_size, self.image_size, 3
 
     @abc.abstractmethod
     def __len__(self) -> int:
@@ -76,6 +69,10 @@ class ImageStream(abc.ABC):
     @abc.abstractmethod
     def _fetch(self, index: int) -> tuple[bytes, int, str]:
         """Returns a photograph's bytes, its label and where it comes from."""
+
+    def _decode(self, index):
+        content, label, source = self._fetch(index)
+        return photographs.decode(content, source), label
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         """Decodes one image in its evaluation view.
@@ -91,10 +88,9 @@ class ImageStream(abc.ABC):
           IndexError: no such position.
           ValueError: the file is damaged; the message names it.
         """
-        index = range(len(self))[operator.index(index)]
-        content, label, source = self._fetch(index)
-        picture = pictures.decode(content, source)
-        return pictures.resize_and_crop(picture, self.resize, self.image_size), label
+        photograph, label = self._decode(range(len(self))[operator.index(index)])
+        view = photographs.resize_and_crop(photograph, self.resize, self.image_size)
+        return view, label
 
     def augmented(self, index: int, *, seed: int, epoch: int) -> tuple[np.ndarray, int]:
         """Decodes one image in a training view, a function of all three arguments.
@@ -114,48 +110,29 @@ class ImageStream(abc.ABC):
           ValueError: the file is damaged; the message names it.
         """
         index = range(len(self))[operator.index(index)]
-        content, label, source = self._fetch(index)
-        picture = pictures.decode(content, source)
+        photograph, label = self._decode(index)
         rng = np.random.default_rng((seed, epoch, index, _AUGMENT_STREAM))
-        pixels = pictures.random_resized_crop(
-            picture, self.image_size, rng, self.min_area
-        )
-        return pixels, label
+        return photographs.random_resized_crop(photograph, self.image_size, rng), label
 
-    def batches(
-        self, batch_size: int, *, num_threads: int = 8, ahead: int = 2
-    ) -> Iterator[ImageBatch]:
+    def batches(self, batch_size: int) -> Iterator[ImageBatch]:
         """Iterates over all images once, in order, in their evaluation view.
 
         Args:
           batch_size: images per batch; the last batch may be smaller.
-          num_threads: threads that decode.
-          ahead: batches decoded ahead of the caller. At most `ahead + 1` batches
-            are in memory.
 
         Returns:
           Iterator over `ImageBatch`.
 
         Raises:
-          ValueError: an argument below 1. While iterating: a damaged file.
+          ValueError: while iterating: a damaged file.
         """
-        _check_positive(batch_size=batch_size, num_threads=num_threads, ahead=ahead)
-        indices = np.arange(len(self))
-        groups = (
-            indices[start : start + batch_size]
-            for start in range(0, len(indices), batch_size)
+        groups = np.split(
+            np.arange(len(self)), range(batch_size, len(self), batch_size)
         )
-        return _assemble(self.__getitem__, groups, num_threads, ahead)
+        return self._read(self.__getitem__, groups)
 
     def train_batches(
-        self,
-        batch_size: int,
-        *,
-        seed: int,
-        epoch: int,
-        start_step: int = 0,
-        num_threads: int = 8,
-        ahead: int = 2,
+        self, batch_size: int, *, seed: int, epoch: int, start_step: int = 0
     ) -> Iterator[ImageBatch]:
         """Iterates over one training epoch: shuffled, in training views.
 
@@ -164,9 +141,6 @@ class ImageStream(abc.ABC):
           seed: the run's data seed, for order and views.
           epoch: number of the epoch.
           start_step: batches to skip without decoding them, to resume a run.
-          num_threads: threads that decode.
-          ahead: batches decoded ahead of the caller. At most `ahead + 1` batches
-            are in memory.
 
         Returns:
           Iterator over `ImageBatch`, with the order of `epoch_batches`.
@@ -174,38 +148,21 @@ class ImageStream(abc.ABC):
         Raises:
           ValueError: see `epoch_batches`. While iterating: a damaged file.
         """
-        _check_positive(num_threads=num_threads, ahead=ahead)
         groups = epoch_batches(
             len(self), batch_size, seed=seed, epoch=epoch, start_step=start_step
         )
+        return self._read(partial(self.augmented, seed=seed, epoch=epoch), groups)
 
-        def read(index):
-            return self.augmented(index, seed=seed, epoch=epoch)
+    def _read(self, read, groups):
+        def read_one(index):
+            return *read(index), index
 
-        return _assemble(read, groups, num_threads, ahead)
-
-
-def _check_positive(**values: int) -> None:
-    for name, value in values.items():
-        if value < 1:
-            raise ValueError(f"{name}={value} must be at least 1.")
-
-
-def _assemble(
-    read: Callable[[int], tuple[np.ndarray, int]],
-    groups: Iterable[np.ndarray],
-    num_threads: int,
-    ahead: int,
-) -> Iterator[ImageBatch]:
-    """Reads groups of indices into batches."""
-
-    def read_one(index):
-        return *read(index), index
-
-    for items in prefetch.read_groups(
-        read_one, groups, num_threads=num_threads, ahead=ahead
-    ):
-        images, labels, indices = zip(*items, strict=True)
-        yield ImageBatch(
-            np.stack(images), np.array(labels, np.int32), np.array(indices, np.int64)
-        )
+        for items in prefetch.read_groups(
+            read_one, groups, num_threads=self.num_threads, ahead=self.ahead
+        ):
+            images, labels, indices = zip(*items, strict=True)
+            yield ImageBatch(
+                np.stack(images),
+                np.array(labels, np.int32),
+                np.array(indices, np.int64),
+            )

@@ -109,11 +109,11 @@ def chosen_targets(name: str, method: Method) -> tuple[str, ...]:
     return (name,)
 
 
-def recorded(config: dict[str, Any]) -> dict[str, Any]:
+def recorded(config: configs.Config) -> dict[str, Any]:
     """The part of a resolved config that the rows of its attack depend on."""
-    attack = config["attack"]
-    kept = {key: attack[key] for key in ("n", "alpha", attack["method"])}
-    return {**configs.select(config, "data", "model", "smoothing"), "attack": kept}
+    attack, method = config.plain("attack")["attack"], config.attack.method
+    kept = {key: attack[key] for key in ("n", "alpha", method)}
+    return {**config.plain("data", "model", "smoothing"), "attack": kept}
 
 
 def judge(
@@ -241,7 +241,7 @@ def show_attacks(workdir: pathlib.Path, examples: Any, pictures: int) -> None:
 
     Args:
       workdir: where attack.py wrote.
-      examples: `experiment.Examples` of the attacked images.
+      examples: `Examples` of the attacked images.
       pictures: how many successes to draw per attack and classifier.
 
     Raises:

@@ -14,10 +14,10 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from wsjax.console.signals import Stopped
 from wsjax.runs import cluster
-from wsjax.runs.config import resolve
+from wsjax.runs.config import Config, resolve
 from wsjax.runs.manifest import prepare_workdir
-from wsjax.runs.signals import Stopped
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment config, e.g. configs/digits.py.", lock_config=True
@@ -32,7 +32,7 @@ _DEBUG = flags.DEFINE_bool("debug", False, "Show full tracebacks.")
 
 
 def run(
-    main: Callable[[dict[str, Any], pathlib.Path], None],
+    main: Callable[[Config, pathlib.Path], None],
     several_processes: bool = False,
     counts_votes: bool = False,
 ) -> None:

@@ -26,9 +26,9 @@ import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 
+from wsjax.console.signals import StopFlag, Stopped
 from wsjax.runs import manifest
 from wsjax.runs.rows import RowWriter
-from wsjax.runs.signals import StopFlag, Stopped
 
 # Mistakes of the user or the machine, which a message explains better than a trace.
 EXPLAINED = (ValueError, OSError, ImportError, FloatingPointError)

@@ -1,105 +1,141 @@
-"""Configs: what may stand in them, defaults, and errors that name the mistake."""
+"""Configs: what may stand in them, defaults, and errors that name the mistake.
 
+Each block is a frozen dataclass; its fields are the settings, those without a default
+are required. The blocks `certify` and `attack` have the settings of whatever certifiers
+and attacks are registered, and `model` those of its Flax module.
+"""
+
+import dataclasses
 import difflib
-from typing import Any, NamedTuple
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import ml_collections
 from ml_collections import config_dict
 
 from wsjax.attacks.registry import METHODS
 from wsjax.certifiers.registry import KINDS, get_kind
+from wsjax.training.objectives import Objective
+
+_T = TypeVar("_T")
 
 
-class Required(NamedTuple):
-    """Stands in the schema for a key that has no default."""
-
-    type: type
+class ConfigError(ValueError):
+    """A config lacks a key, has one too many, or a value of a wrong type or range."""
 
 
-def _of_all_kinds():
-    """Every setting that some kind of certifier has, with its default."""
-    found: dict[str, Any] = {}
-    for kind in KINDS.values():
-        for key, default in kind.settings().items():
-            assert found.setdefault(key, default) == default, (kind, key)
-    return found
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataBlock:
+    """Which images."""
+
+    name: str  # A key of `data.DATA_SETS`, such as mnist, npz or folder.
+    source: str = "files"  # "files" (the originals) or "tfds" (prepared earlier).
+    dir: str = ""  # Folder of the files, or data_dir of tfds.
+    stride: int = 1  # Every stride-th test image is certified or attacked,
+    start: int = 0  # from this one on,
+    limit: int = 0  # at most this many; 0 for all.
+    train_limit: int = 0  # Train on the first images only; 0 for all.
+    image_size: int = 224  # ImageNet only: side of the crop,
+    resize: int = 256  # and of the short side before it.
+
+    def __post_init__(self):
+        _check(self.stride >= 1, "data.stride", self.stride, "at least 1")
+        for name in ("start", "limit", "train_limit"):
+            value = getattr(self, name)
+            _check(value >= 0, f"data.{name}", value, "0 or more")
+
+    def chosen(self, count: int) -> range:
+        """Positions of the test images to work on, of `count`.
+
+        Raises:
+          ConfigError: `start` leaves none.
+        """
+        _check(self.start < count, "data.start", self.start, f"below {count} images")
+        indices = range(self.start, count, self.stride)
+        return indices[: self.limit] if self.limit else indices
 
 
-# Every key a config may hold; a value here is the default. One `smoothing` block
-# serves training, certification and attack, so they cannot disagree.
-_SCHEMA: dict[str, Any] = {
-    "seed": 0,
-    "data": {
-        "name": Required(str),  # digits, mnist, fashion_mnist, cifar10, imagenet.
-        "source": "files",  # "files" (the originals) or "tfds" (prepared earlier).
-        "dir": "",  # Folder of the files, or data_dir of tfds.
-        "stride": 1,  # Every stride-th test image is certified or attacked,
-        "start": 0,  # from this one on,
-        "limit": 0,  # at most this many; 0 for all.
-        "train_limit": 0,  # Train on the first images only; 0 for all.
-        "image_size": 224,  # ImageNet only: side of the crop,
-        "resize": 256,  # and of the short side before it.
-    },
-    "model": {
-        "name": Required(str),
-        "checkpoint": "",  # FILE.pth of the paper's authors instead of training.
-        "unit": "pixels",  # Or "mass": divide each image by its mean pixel.
-        "num_classes": None,  # Anything else is a field of the Flax module.
-    },
-    "smoothing": {
-        "noise": Required(str),
-        "sigma": 0.0,  # Standard deviation; every noise but the learned ones,
-        "certificate_scale": 0.0,  # which have c = 1 / kappa instead.
-        "ground_metric": Required(str),
-        "certificate": "tight",
-        "wrap": False,
-        "gamma": 2.0,  # Exponent of power_law; where learned noise starts from.
-        "waves": 4,  # learned_view: periods along each axis at its start.
-        "bins": 24,  # learned_spectrum: knots, 0 for every frequency;
-        "couple_channels": True,  # dependent noise in different channels;
-        "wiener": True,  # show the classifier the filtered picture.
-    },
-    "train": {
-        "noisy": True,  # False trains on clean images.
-        "share_noise": False,  # One draw per batch, as the paper's code does.
-        # Or "consistency", "smooth_adversarial", "flow_adversarial".
-        "objective": "cross_entropy",
-        "copies": 1,  # Noisy copies of each image in a batch.
-        "consistency": 5.0,  # Weight of the objective of that name.
-        "attack_radius": 1.0,  # Of smooth_adversarial, in std. dev. of the noise.
-        "ball_radius": 0.0,  # Of flow_adversarial, pixels x fraction of mass;
-        "ball_steps": 7,  # its gradient steps, and iterations of the
-        "ball_inner_steps": 5,  # projection after each;
-        "ball_warmup": 0.3,  # fraction of training over which the radius grows.
-        "noise_learning_rate": 0.0,  # Peak, for learned noise; 0 keeps it.
-        "augment": "none",  # "crop_flip" or "affine".
-        "optimizer": "sgd",
-        "learning_rate": Required(float),
-        "momentum": 0.9,
-        "weight_decay": 0.0,
-        "schedule": "constant",
-        "batch_size": Required(int),
-        "num_epochs": Required(int),
-        "checkpoint_every": 1,
-        "evaluate_every": 1,
-    },
-    # One kind of certifier, by name or by the setting that only it has; those of other
-    # kinds are left alone. Documented there: `wsjax.certifiers`.
-    "certify": {"method": "", **_of_all_kinds()},
-    "attack": {
-        "method": "flow",  # Or "sinkhorn", "capacity", "dual".
-        "target": "both",  # "base", "smoothed" or "both".
-        "pictures": 6,  # Successes drawn in the figure.
-        "n": 10_000,  # Votes of the answers that count (smoothed),
-        "alpha": 0.05,  # chance that one is not the most likely class.
-        # Settings of each attack, documented there; an empty ground_metric stands for
-        # that of the smoothing.
-        **{
-            name: {**method.defaults(), "ground_metric": ""}
-            for name, method in METHODS.items()
-        },
-    },
-}
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelBlock:
+    """The base classifier."""
+
+    name: str
+    checkpoint: str = ""  # A released file, or FILE.pth of the paper's authors.
+    unit: str = "pixels"  # Or "mass": divide each image by its mean pixel.
+    num_classes: int | None = None  # Of the model, if not that of the data.
+    fields: dict[str, Any] = dataclasses.field(default_factory=dict)  # Of its module.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SmoothingBlock:
+    """The noise. One block serves all scripts, so they cannot disagree."""
+
+    noise: str
+    ground_metric: str
+    sigma: float = 0.0  # Standard deviation; every noise but the learned ones,
+    certificate_scale: float = 0.0  # which have c = 1 / kappa instead.
+    certificate: str = "tight"
+    wrap: bool = False
+    gamma: float = 2.0  # Exponent of power_law; where learned noise starts from.
+    waves: int = 4  # learned_view: periods along each axis at its start.
+    bins: int = 24  # learned_spectrum: knots, 0 for every frequency;
+    couple_channels: bool = True  # dependent noise in different channels;
+    wiener: bool = True  # show the classifier the filtered picture.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainBlock:
+    """How the classifier is trained, and learned noise with it."""
+
+    noisy: bool = True  # False trains on clean images.
+    share_noise: bool = False  # One draw per batch, as the paper's code does.
+    # Or "consistency", "smooth_adversarial", "flow_adversarial".
+    objective: str = Objective.name
+    copies: int = Objective.copies  # Noisy copies of each image in a batch.
+    consistency: float = Objective.consistency  # Weight of the objective of that name.
+    # Of smooth_adversarial, in standard deviations of the noise.
+    attack_radius: float = Objective.attack_radius
+    # Of flow_adversarial, in pixels x fraction of mass; its gradient steps, iterations
+    # of the projection after each, and the fraction of training in which it grows.
+    ball_radius: float = Objective.ball_radius
+    ball_steps: int = Objective.ball_steps
+    ball_inner_steps: int = Objective.ball_inner_steps
+    ball_warmup: float = Objective.ball_warmup
+    noise_learning_rate: float = 0.0  # Peak, for learned noise; 0 keeps it.
+    augment: str = "none"  # "crop_flip" or "affine".
+    optimizer: str = "sgd"
+    learning_rate: float
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    schedule: str = "constant"
+    batch_size: int
+    num_epochs: int
+    checkpoint_every: int = 1
+    evaluate_every: int = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CertifyBlock:
+    """How images are certified: one kind of certifier."""
+
+    method: str  # In a config "" is the kind whose trigger is set, or votes.
+    settings: dict[str, Any]  # Of this kind; see `wsjax.certifiers`.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AttackBlock:
+    """How images are attacked."""
+
+    method: str = "flow"  # Or "sinkhorn", "capacity", "dual".
+    target: str = "both"  # "base", "smoothed" or "both".
+    pictures: int = 6  # Successes drawn in the figure.
+    n: int = 10_000  # Votes of the answers that count (smoothed),
+    alpha: float = 0.05  # chance that one is not the most likely class.
+    # Of each attack, documented there; an empty ground_metric stands for that of the
+    # smoothing.
+    settings: dict[str, dict[str, Any]]
+
 
 # Keys that change how fast a result comes, not what it is.
 MAY_DIFFER = (
@@ -120,8 +156,92 @@ MAY_DIFFER = (
 )
 
 
-class ConfigError(ValueError):
-    """A config lacks a key, has one too many, or a value of a wrong type."""
+def _of_all_kinds():
+    """Every setting that some kind of certifier has, with its default."""
+    found: dict[str, Any] = {}
+    for kind in KINDS.values():
+        for key, default in kind.settings().items():
+            assert found.setdefault(key, default) == default, (kind, key)
+    return found
+
+
+def _of_all_attacks():
+    return {
+        name: {**method.defaults(), "ground_metric": ""}
+        for name, method in METHODS.items()
+    }
+
+
+def _required(block):
+    """Whether a block has settings without which nothing can be done."""
+    return any(default is dataclasses.MISSING for default in _BLOCKS[block].values())
+
+
+def _defaults(block, **more):
+    fields = {
+        field.name: field.default
+        for field in dataclasses.fields(block)
+        if field.name not in ("settings", "fields")
+    }
+    return {**fields, **more}
+
+
+# Every key a config may hold, with its default, `MISSING` for none.
+_BLOCKS: dict[str, dict[str, Any]] = {
+    "data": _defaults(DataBlock),
+    "model": _defaults(ModelBlock),
+    "smoothing": _defaults(SmoothingBlock),
+    "train": _defaults(TrainBlock),
+    "certify": {"method": "", **_of_all_kinds()},
+    "attack": _defaults(AttackBlock, **_of_all_attacks()),
+}
+
+
+class Config:
+    """A checked config: `config.train.batch_size`.
+
+    Blocks with required settings may be left out as a whole; asking for one that is not
+    there says so.
+
+    Attributes:
+      seed: of all that is random.
+      data: see the dataclasses, as for all others.
+      model: see there.
+      smoothing: see there.
+      train: see there.
+      certify: see there.
+      attack: see there.
+    """
+
+    seed: int
+    data: DataBlock
+    model: ModelBlock
+    smoothing: SmoothingBlock
+    train: TrainBlock
+    certify: CertifyBlock
+    attack: AttackBlock
+
+    def __init__(self, seed: int, blocks: dict[str, Any]):
+        """Holds the blocks; `resolve` makes them."""
+        self.seed = seed
+        vars(self).update(blocks)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _BLOCKS:
+            raise ConfigError(
+                f"config.{name} is missing from the config; this script needs it."
+            )
+        raise AttributeError(name)
+
+    def plain(self, *blocks: str) -> dict[str, Any]:
+        """Nested dict of the seed and of those of the blocks that are there."""
+        found: dict[str, Any] = {"seed": self.seed}
+        for name in blocks or _BLOCKS:
+            if name in vars(self):
+                block = dataclasses.asdict(getattr(self, name))
+                inner = {**block.pop("fields", {}), **block.pop("settings", {})}
+                found[name] = {**block, **inner}
+        return found
 
 
 def with_defaults(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -133,41 +253,85 @@ def with_defaults(config: ml_collections.ConfigDict) -> ml_collections.ConfigDic
     Returns:
       The same object, to be returned by `get_config`.
     """
-    _fill(config, _SCHEMA)
+    if "seed" not in config:
+        config.seed = 0
+    for name, defaults in _BLOCKS.items():
+        if name in config or not _required(name):
+            if name not in config:
+                config[name] = {}
+            _fill(config[name], defaults)
     return config
 
 
-def _fill(block, schema):
-    for key, default in schema.items():
+def _fill(block, defaults):
+    for key, default in defaults.items():
         if isinstance(default, dict):
             if key not in block:
                 block[key] = {}
             _fill(block[key], default)
-        elif key not in block and not isinstance(default, Required):
+        elif key not in block and default is not dataclasses.MISSING:
             block[key] = config_dict.placeholder(int) if default is None else default
 
 
-def resolve(config: ml_collections.ConfigDict) -> dict[str, Any]:
+def resolve(config: ml_collections.ConfigDict | dict[str, Any]) -> Config:
     """Checks a config and fills in defaults.
 
     Args:
       config: what `get_config()` returned, with overrides applied.
 
     Returns:
-      Nested dict with every key of the schema; `model` may hold more, the fields of
-      its Flax module.
+      The `Config`.
 
     Raises:
       ConfigError: an unknown or missing key, or a wrong type; with suggestions.
     """
     given = config.to_dict() if hasattr(config, "to_dict") else dict(config)
-    resolved = _resolve_block(given, _SCHEMA, "config")
-    return {**resolved, "certify": _of_one_kind(resolved["certify"])}
+    for key in given.keys() - {"seed", *_BLOCKS}:
+        raise ConfigError(
+            f"config.{key} is not a setting.{suggest(key, ('seed', *_BLOCKS))}"
+        )
+    found = {
+        name: _resolve_block(given.get(name, {}), defaults, f"config.{name}")
+        for name, defaults in _BLOCKS.items()
+        if name in given or not _required(name)
+    }
+    if "data" not in found:
+        raise ConfigError("config.data.name is missing from the config.")
+    made: dict[str, Any] = {"data": DataBlock(**found["data"])}
+    if "model" in found:
+        known = _BLOCKS["model"]
+        fields = {k: v for k, v in found["model"].items() if k not in known}
+        made["model"] = pick(ModelBlock, found["model"], fields=fields)
+    for name, block in (("smoothing", SmoothingBlock), ("train", TrainBlock)):
+        if name in found:
+            made[name] = block(**found[name])
+    made["certify"] = _of_one_kind(found["certify"])
+    settings = {name: found["attack"][name] for name in METHODS}
+    made["attack"] = pick(AttackBlock, found["attack"], settings=settings)
+    return Config(_of_type(given.get("seed", 0), 0, "config.seed"), made)
+
+
+def pick(function: Callable[..., _T], *blocks: Any, **more: Any) -> _T:
+    """Calls a function with those of its arguments that blocks have.
+
+    Args:
+      function: or a class.
+      *blocks: dataclasses or dicts, the last one with a name counts.
+      **more: further arguments; these count before all.
+
+    Returns:
+      What it returns.
+    """
+    names = inspect.signature(function).parameters
+    given: dict[str, Any] = {}
+    for block in blocks:
+        given |= block if isinstance(block, dict) else vars(block)
+    return function(**{**{k: v for k, v in given.items() if k in names}, **more})
 
 
 def _of_one_kind(block):
     """The `certify` block with the settings of the kind it means, and no others."""
-    defaults = _SCHEMA["certify"]
+    defaults = _BLOCKS["certify"]
     changed = [key for key in defaults if block[key] != defaults[key]]
     meant = [name for name, kind in KINDS.items() if kind.trigger in changed]
     name = block["method"] or next(iter(meant), next(iter(KINDS)))
@@ -182,44 +346,48 @@ def _of_one_kind(block):
                 f"config.certify.{key}={block[key]!r} means nothing to "
                 f"config.certify.method={name!r}; set it to {defaults[key]!r}."
             )
-    return {"method": name, **chosen}
+    return CertifyBlock(method=name, settings=chosen)
 
 
-def select(resolved: dict[str, Any], *blocks: str) -> dict[str, Any]:
-    """The part of a resolved config that one script's results depend on."""
-    return {key: resolved[key] for key in ("seed", *blocks)}
-
-
-def _resolve_block(given, schema, path):
+def _resolve_block(given, defaults, path):
     if not isinstance(given, dict):
         raise ConfigError(f"{path} should be a block of settings, got {given!r}.")
-    for key in given.keys() - schema.keys():
-        if path == "config.model":
-            continue
-        raise ConfigError(f"{path}.{key} is not a setting.{suggest(key, schema)}")
+    for key in given.keys() - defaults.keys():
+        if path != "config.model":
+            raise ConfigError(f"{path}.{key} is not a setting.{suggest(key, defaults)}")
     resolved = dict(given) if path == "config.model" else {}
-    for key, default in schema.items():
+    types = {f.name: f.type for block in _TYPED for f in dataclasses.fields(block)}
+    for key, default in defaults.items():
         name = f"{path}.{key}"
         if isinstance(default, dict):
             resolved[key] = _resolve_block(given.get(key, {}), default, name)
-        elif key not in given:
-            if isinstance(default, Required):
-                raise ConfigError(f"{name} is missing from the config.")
-            resolved[key] = default
+        elif key in given:
+            missing = default is dataclasses.MISSING
+            resolved[key] = _of_type(given[key], default, name, missing and types[key])
+        elif default is dataclasses.MISSING:
+            raise ConfigError(f"{name} is missing from the config.")
         else:
-            resolved[key] = _of_type(given[key], default, name)
+            resolved[key] = default
     return resolved
 
 
-def _of_type(value, default, name):
+_TYPED = (DataBlock, ModelBlock, SmoothingBlock, TrainBlock)
+
+
+def _of_type(value, default, name, kind=None):
     if default is None:
         return value
-    kind = default.type if isinstance(default, Required) else type(default)
+    kind = kind or type(default)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise ConfigError(f"{name}={value!r} should be of type {kind.__name__}.")
     return value
+
+
+def _check(fine, name, value, allowed):
+    if not fine:
+        raise ConfigError(f"config.{name}={value!r} is not {allowed}.")
 
 
 def suggest(key: str, known) -> str:

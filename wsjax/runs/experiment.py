@@ -7,136 +7,37 @@ from typing import Any
 import jax
 import numpy as np
 
-from wsjax import data, metrics, models, smoothing
+from wsjax import metrics, models, smoothing
 from wsjax.attacks import registry
-from wsjax.images import check_image
 from wsjax.runs import artefact, manifest
+from wsjax.runs.config import (
+    Config,
+    ModelBlock,
+    SmoothingBlock,
+    TrainBlock,
+    pick,
+)
+from wsjax.runs.examples import Examples
 from wsjax.training import learned_noise, objectives, optimizers, steps
 
 
-class Examples:
-    """A split of a data set, whether it lies in memory or in a folder of photographs.
-
-    Attributes:
-      data: `data.Dataset`, or an ImageNet stream.
-      name: of the data set.
-      num_classes: number of classes.
-      image_shape: `(H, W, C)`.
-      checksum: of images and labels in order (for ImageNet: of their names).
-    """
-
-    def __init__(self, settings: dict[str, Any], split: str):
-        """Opens the split that a config's `data` block describes; errors of `data`."""
-        self.name = settings["name"]
-        self.data: Any
-        if self.name == "imagenet":
-            self.data = _open_imagenet(settings, split)
-            side = settings["image_size"]
-            self.image_shape = (side, side, 3)
-        else:
-            self.data = data.load(
-                self.name,
-                split,
-                dir=settings["dir"] or None,
-                source=settings["source"],
-            )
-            limit = settings["train_limit"] if split == "train" else 0
-            if limit:
-                self.data = self.data._replace(
-                    images=self.data.images[:limit], labels=self.data.labels[:limit]
-                )
-            self.image_shape = self.data.images.shape[1:]
-        self.checksum = self.data.checksum
-        self.num_classes = self.data.num_classes
-
-    def training_images(self) -> np.ndarray:
-        """All images `[N, H, W, C]` as they are stored, for statistics.
-
-        Raises:
-          ValueError: they do not lie in memory.
-        """
-        if self.name == "imagenet":
-            raise ValueError(
-                "Learned noise takes the statistics of the whole training set, which "
-                "ImageNet does not fit into memory for; use a named noise."
-            )
-        return self.data.images
-
-    def __len__(self) -> int:
-        return len(self.data if self.name == "imagenet" else self.data.labels)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        """Image `[H, W, C]` float32 in [0, 1], and its label."""
-        if self.name == "imagenet":
-            image, label = self.data[index]
-        else:
-            image, label = self.data.images[index], self.data.labels[index]
-        return data.as_float(image, self.data.scale), int(label)
-
-    def checked(self, index: int) -> tuple[np.ndarray, int]:
-        """`self[index]`, refused by name if nothing can be certified about the image.
-
-        Raises:
-          ValueError: as `images.check_image`, with the position.
-        """
-        image, label = self[index]
-        try:
-            check_image(image)
-        except ValueError as error:
-            raise ValueError(f"Test image {index} of {self.name}: {error}") from error
-        return image, label
-
-
-def _open_imagenet(settings, split):
-    kinds: dict[str, Callable] = {
-        "files": data.ImageNetFolder,
-        "tfds": data.ImageNetTfds,
-    }
-    if settings["source"] not in kinds:
-        raise ValueError(
-            f"data.source={settings['source']!r} is not one of {tuple(kinds)}."
-        )
-    return kinds[settings["source"]](
-        settings["dir"],
-        split,
-        image_size=settings["image_size"],
-        resize=settings["resize"],
-    )
-
-
-def chosen_indices(settings: dict[str, Any], count: int) -> range:
-    """Positions of the test images to work on: every `stride`-th of `count`.
-
-    Raises:
-      ValueError: `stride`, `start` or `limit` is outside its range.
-    """
-    stride, start, limit = settings["stride"], settings["start"], settings["limit"]
-    if stride < 1 or limit < 0 or not 0 <= start < count:
-        raise ValueError(
-            f"data.stride={stride}, data.start={start}, data.limit={limit} choose "
-            f"no image of {count}: stride is at least 1, limit at least 0 (for all), "
-            f"start at least 0 and below {count}."
-        )
-    indices = range(start, count, stride)
-    return indices[:limit] if limit else indices
-
-
-def make_model(settings: dict[str, Any], num_classes: int) -> Any:
+def make_model(block: ModelBlock, num_classes: int) -> Any:
     """The Flax module of a config's `model` block."""
-    options = {
-        key: value
-        for key, value in settings.items()
-        if key not in ("name", "checkpoint", "num_classes")
-    }
-    return models.create(
-        settings["name"], settings["num_classes"] or num_classes, **options
-    )
+    classes = block.num_classes or num_classes
+    return models.create(block.name, classes, unit=block.unit, **block.fields)
 
 
-def description(config: dict[str, Any], examples: Examples) -> dict[str, Any]:
+def num_classes(config: Config, examples: Examples) -> int:
+    """Number of classes of what is certified: the model's, or that of the data."""
+    own = config.model.num_classes if "model" in vars(config) else None
+    return own or examples.num_classes
+
+
+def description(config: Config, examples: Examples) -> dict[str, Any]:
     """What a trained classifier belongs to, for `checkpoints.check_description`."""
-    model = {k: v for k, v in config["model"].items() if k != "checkpoint"}
-    model["num_classes"] = model["num_classes"] or examples.num_classes
+    model = config.plain("model")["model"]
+    del model["checkpoint"]
+    model["num_classes"] = num_classes(config, examples)
     return {
         "model": model,
         "data": examples.name,
@@ -145,65 +46,51 @@ def description(config: dict[str, Any], examples: Examples) -> dict[str, Any]:
 
 
 def make_optimizer(
-    settings: dict[str, Any], total_steps: int, learned_noise: bool = False
+    block: TrainBlock, total_steps: int, learned_noise: bool = False
 ) -> Any:
     """The Optax transformation of a config's `train` block."""
-    keys = ("optimizer", "learning_rate", "momentum", "weight_decay", "schedule")
-    return optimizers.make_optimizer(
+    rate = block.noise_learning_rate if learned_noise else None
+    return pick(
+        optimizers.make_optimizer,
+        block,
         total_steps=total_steps,
-        noise_learning_rate=settings["noise_learning_rate"] if learned_noise else None,
-        **{key: settings[key] for key in keys},
+        noise_learning_rate=rate,
     )
 
 
 def make_objective(
-    settings: dict[str, Any], ground_metric: str = "l2"
+    block: TrainBlock, ground_metric: str = "l2"
 ) -> objectives.Objective:
     """The training objective of a config's `train` block.
 
     Args:
-      settings: the block.
+      block: the block.
       ground_metric: of the config's `smoothing` block.
 
     Raises:
       ValueError: as `Objective`, or copies are to share one draw.
     """
-    if settings["share_noise"] and settings["copies"] > 1:
+    if block.share_noise and block.copies > 1:
         raise ValueError(
-            f"train.share_noise=True gives all train.copies={settings['copies']} copies "
+            f"train.share_noise=True gives all train.copies={block.copies} copies "
             f"of an image the same noise; use train.copies=1, or share no noise."
         )
-    return objectives.Objective(
-        settings["objective"],
-        ground_metric=ground_metric,
-        **{
-            key: settings[key]
-            for key in (
-                "copies",
-                "consistency",
-                "attack_radius",
-                "ball_radius",
-                "ball_steps",
-                "ball_inner_steps",
-                "ball_warmup",
-            )
-        },
+    return pick(
+        objectives.Objective, block, name=block.objective, ground_metric=ground_metric
     )
 
 
-def make_attack(config: dict[str, Any]) -> Any:
+def make_attack(config: Config) -> Any:
     """The settings of the attack that `config.attack.method` names.
 
     Raises:
       ValueError: there is no such attack, or a setting is outside its range.
     """
-    attack = config["attack"]
-    method = registry.get_method(attack["method"])
-    given = dict(attack[attack["method"]])
-    given["ground_metric"] = (
-        given["ground_metric"] or config["smoothing"]["ground_metric"]
-    )
-    return method.make_settings(attack["n"], attack["alpha"], **given)
+    attack = config.attack
+    method = registry.get_method(attack.method)
+    given = dict(attack.settings[attack.method])
+    given["ground_metric"] = given["ground_metric"] or config.smoothing.ground_metric
+    return method.make_settings(attack.n, attack.alpha, **given)
 
 
 def make_augment(name: str) -> Callable | None:
@@ -230,7 +117,7 @@ def make_augment(name: str) -> Callable | None:
 def trace_state(
     module: Any,
     image_shape: tuple[int, int, int],
-    settings: dict[str, Any],
+    block: TrainBlock,
     noise: Any = None,
 ) -> Any:
     """Shapes of a fresh training state, nothing computed.
@@ -238,7 +125,7 @@ def trace_state(
     Args:
       module: Flax classifier.
       image_shape: `(H, W, C)`.
-      settings: the config's `train` block.
+      block: the config's `train` block.
       noise: as in `loop.train`.
 
     Returns:
@@ -247,23 +134,27 @@ def trace_state(
     Raises:
       ValueError: settings of the model or of learned noise do not fit the images.
     """
-    optimizer = make_optimizer(settings, 1, hasattr(noise, "prepare"))
+    optimizer = make_optimizer(block, 1, hasattr(noise, "prepare"))
     return jax.eval_shape(
         lambda key: steps.init_state(key, module, image_shape, optimizer, noise),
         jax.random.key(0),
     )
 
 
-LEARNED = ("learned_view", "learned_spectrum")
+# Noise that is trained with the classifier and stored with it.
+LEARNED: dict[str, Any] = {
+    "learned_view": learned_noise.LearnedView,
+    "learned_spectrum": learned_noise.LearnedSpectrum,
+}
 
 
-def learns_noise(config: dict[str, Any]) -> bool:
+def learns_noise(config: Config) -> bool:
     """Whether the noise belongs to the classifier and is stored with it."""
-    return config["smoothing"]["noise"] in LEARNED
+    return config.smoothing.noise in LEARNED
 
 
 def make_smoothing(
-    config: dict[str, Any], image_shape: tuple[int, int, int]
+    config: Config, image_shape: tuple[int, int, int]
 ) -> smoothing.Smoothing:
     """The `Smoothing` of a config whose noise is not learned.
 
@@ -277,20 +168,17 @@ def make_smoothing(
     Raises:
       ValueError: as `smoothing.make_smoothing`, or the noise is a learned one.
     """
-    settings = config["smoothing"]
-    if settings["noise"] not in smoothing.LAWS:
+    block = config.smoothing
+    if block.noise not in smoothing.LAWS:
         raise ValueError(
-            f"smoothing.noise={settings['noise']!r} is not one of "
+            f"smoothing.noise={block.noise!r} is not one of "
             f"{(*smoothing.LAWS, *LEARNED)}."
         )
-    _check_unused(settings, "certificate_scale")
-    keys = ("noise", "sigma", "ground_metric", "certificate", "wrap", "gamma")
-    return smoothing.make_smoothing(
-        **{key: settings[key] for key in keys}, image_shape=image_shape
-    )
+    _check_unused(block, "certificate_scale")
+    return pick(smoothing.make_smoothing, block, image_shape=image_shape)
 
 
-def make_learned_noise(config: dict[str, Any], images: np.ndarray) -> Any:
+def make_learned_noise(config: Config, images: np.ndarray) -> Any:
     """The noise of a config that is trained with the classifier.
 
     Args:
@@ -303,53 +191,41 @@ def make_learned_noise(config: dict[str, Any], images: np.ndarray) -> Any:
     Raises:
       ValueError: a setting is outside its range.
     """
-    settings = config["smoothing"]
-    check_learned(settings)
-    scale = settings["certificate_scale"]
-    if not 0 < scale < float("inf"):
+    block = config.smoothing
+    check_learned(block)
+    if not 0 < block.certificate_scale < float("inf"):
         raise ValueError(
-            f"smoothing.certificate_scale={scale!r} is not positive. It is c = 1 / kappa: "
-            f"a class probability p certifies c Phi^-1(p) pixels x fraction of mass; "
-            f"0.04 to 0.12 is usual for MNIST, 0.0001 to 0.001 for CIFAR-10."
+            f"smoothing.certificate_scale={block.certificate_scale!r} is not positive. "
+            f"It is c = 1 / kappa: a class probability p certifies c Phi^-1(p) pixels x "
+            f"fraction of mass; 0.04 to 0.12 is usual for MNIST, 0.0001 to 0.001 for "
+            f"CIFAR-10."
         )
-    metrics.check_ground_metric(settings["ground_metric"])
-    common = {
-        "certificate_scale": scale,
-        "ground_metric": settings["ground_metric"],
-        "gamma": settings["gamma"],
-    }
-    if settings["noise"] == "learned_view":
-        return learned_noise.LearnedView(
-            learned_noise.statistics(images), waves=settings["waves"], **common
-        )
-    return learned_noise.LearnedSpectrum(
-        learned_noise.statistics(images, rank=0),
-        bins=settings["bins"],
-        couple=settings["couple_channels"],
-        wiener=settings["wiener"],
-        **common,
-    )
+    metrics.check_ground_metric(block.ground_metric)
+    kind = LEARNED[block.noise]
+    options = vars(block) | {"couple": block.couple_channels}
+    return pick(kind, options, statistics=learned_noise.statistics(images, kind.rank))
 
 
-def check_learned(settings: dict[str, Any]) -> None:
-    """Refuses settings of the `smoothing` block that mean nothing to learned noise."""
+def check_learned(block: SmoothingBlock) -> None:
+    """Refuses settings that mean nothing to learned noise."""
     for name in ("sigma", "wrap"):
-        _check_unused(settings, name)
+        _check_unused(block, name)
     # Raises if there is no such theorem about Gaussian noise.
-    smoothing.theorem_about(settings["noise"], settings["certificate"])
+    smoothing.theorem_about(block.noise, block.certificate)
 
 
-def _check_unused(settings, name):
-    if settings[name]:
+def _check_unused(block, name):
+    value = getattr(block, name)
+    if value:
         raise ValueError(
-            f"smoothing.{name}={settings[name]!r} means nothing to "
-            f"smoothing.noise={settings['noise']!r}; set it to {type(settings[name])()}."
+            f"smoothing.{name}={value!r} means nothing to "
+            f"smoothing.noise={block.noise!r}; set it to {type(value)()}."
         )
 
 
 def save_artefact(
     workdir: pathlib.Path,
-    config: dict[str, Any],
+    config: Config,
     examples: Examples,
     noise: Any,
     state: steps.TrainState,
@@ -364,10 +240,10 @@ def save_artefact(
       state: the final state.
     """
     law = noise.freeze(jax.device_get(state.noise))
-    metric = config["smoothing"]["ground_metric"]
+    metric = config.smoothing.ground_metric
     scores = smoothing.gaussian_scores(law, law.image_shape, metric)
     provenance = {
-        "config": {key: config[key] for key in ("seed", "model", "smoothing", "train")},
+        "config": config.plain("model", "smoothing", "train"),
         "versions": manifest.versions(),
         "devices": manifest.devices(),
     }

@@ -40,8 +40,11 @@ SHARED = {
 }
 _BOUNDS = {"lower": "float", "upper": "float", "lipschitz": "float"}
 
-# Names of the summary, beside those of the rows.
-_SUMMARIES = {CERTIFICATES: "summary", "verdicts.tsv": "verdicts"}
+# Of each file of rows: its entry in `run.json`, and the name of its summary.
+_NAMES = {
+    CERTIFICATES: ("certify", "summary"),
+    "verdicts.tsv": ("certify at_radii", "verdicts"),
+}
 
 
 def columns(kind: type[Certifier] | Certifier) -> tuple[str, ...]:
@@ -160,7 +163,7 @@ def read_certified(
 
 def entry_name(rows_file: str) -> str:
     """Name in `run.json` of what wrote these rows."""
-    return "certify" if rows_file == CERTIFICATES else f"certify {rows_file}"
+    return _NAMES[rows_file][0]
 
 
 def _check(arrays, path):
@@ -264,7 +267,7 @@ def show(table: Table, path: pathlib.Path | None = None) -> None:
 def show_certificates(workdir: pathlib.Path, rows_file: str = CERTIFICATES) -> None:
     """Prints and writes the summary and the curve of one run directory."""
     runs = read_certified(workdir, rows_file=rows_file)
-    name = _SUMMARIES[rows_file]
+    _, name = _NAMES[rows_file]
     show(certificate_table(runs), workdir / f"{name}.txt")
     as_json = {run.name: _as_json(run) for run in runs}
     (workdir / f"{name}.json").write_text(json.dumps(as_json, indent=2) + "\n")

@@ -14,6 +14,8 @@ from wsjax.certifiers import registry
 from wsjax.certifiers.base import Certifier
 from wsjax.interop import torch_checkpoints
 from wsjax.runs import artefact, experiment
+from wsjax.runs.config import Config
+from wsjax.runs.examples import Examples
 from wsjax.training import checkpoints
 
 
@@ -29,9 +31,7 @@ class Trained(NamedTuple):
     smoothing: smoothing.Smoothing
 
 
-def restore(
-    config: dict[str, Any], workdir: pathlib.Path, examples: experiment.Examples
-) -> Trained:
+def restore(config: Config, workdir: pathlib.Path, examples: Examples) -> Trained:
     """The classifier of a run directory, or of `config.model.checkpoint`.
 
     For learned noise the law is read from the same file, and `kappa` computed from it.
@@ -48,17 +48,17 @@ def restore(
       ValueError: nothing is there; it belongs to another model or data set; or the
         config asks for another certificate scale or kind of noise than what is stored.
     """
-    module = experiment.make_model(config["model"], examples.num_classes)
+    module = experiment.make_model(config.model, examples.num_classes)
     if experiment.learns_noise(config):
         return _from_artefact(config, workdir, examples, module)
-    path = config["model"]["checkpoint"]
+    path = config.model.checkpoint
     if path:
         variables = torch_checkpoints.load_variables(path, module, examples.image_shape)
     else:
         described = experiment.description(config, examples)
         checkpoints.check_description(workdir, described)
         # Any schedule gives the right structure: only the variables are used.
-        like = experiment.trace_state(module, examples.image_shape, config["train"])
+        like = experiment.trace_state(module, examples.image_shape, config.train)
         store = checkpoints.Checkpoints(workdir)
         try:
             variables = store.restore(like).variables
@@ -69,24 +69,24 @@ def restore(
 
 
 def _from_artefact(config, workdir, examples, module):
-    settings = config["smoothing"]
+    settings = config.smoothing
     experiment.check_learned(settings)
-    path = config["model"]["checkpoint"] or pathlib.Path(workdir) / artefact.NAME
+    path = config.model.checkpoint or pathlib.Path(workdir) / artefact.NAME
     described = experiment.description(config, examples)
     stored = artefact.load(pathlib.Path(path), described)
     trained = stored.provenance["config"]["smoothing"]["noise"]
-    if trained != settings["noise"]:
+    if trained != settings.noise:
         raise ValueError(
             f"{path} holds noise {trained!r}, the config says "
-            f"smoothing.noise={settings['noise']!r}."
+            f"smoothing.noise={settings.noise!r}."
         )
-    scale, metric = stored.scores.scale, settings["ground_metric"]
+    scale, metric = stored.scores.scale, settings.ground_metric
     if metric != stored.scores.ground_metric:
         smooth = smoothing.gaussian_smoothing(stored.law, examples.image_shape, metric)
-    elif not np.isclose(scale, settings["certificate_scale"], rtol=1e-3):
+    elif not np.isclose(scale, settings.certificate_scale, rtol=1e-3):
         raise ValueError(
             f"{path} was trained for the certificate scale {scale:.6g}, the config says "
-            f"smoothing.certificate_scale={settings['certificate_scale']!r}. Pass "
+            f"smoothing.certificate_scale={settings.certificate_scale!r}. Pass "
             f"--config.smoothing.certificate_scale={scale:.6g} to certify it as it is."
         )
     else:
@@ -100,9 +100,9 @@ class Run:
 
     def __init__(
         self,
-        config: dict[str, Any],
+        config: Config,
         workdir: pathlib.Path,
-        examples: experiment.Examples,
+        examples: Examples,
     ):
         """Remembers; arguments as `restore`."""
         self._config, self._workdir, self._examples = config, workdir, examples
@@ -124,15 +124,15 @@ class Run:
     @property
     def ground_metric(self) -> str:
         """That of the config."""
-        return self._config["smoothing"]["ground_metric"]
+        return self._config.smoothing.ground_metric
 
-    def training_set(self) -> experiment.Examples:
+    def training_set(self) -> Examples:
         """The training split."""
-        return experiment.Examples(self._config["data"], "train")
+        return Examples(self._config.data, "train")
 
 
 def make_certifier(
-    config: dict[str, Any], workdir: pathlib.Path, examples: experiment.Examples
+    config: Config, workdir: pathlib.Path, examples: Examples
 ) -> Certifier:
     """The certifier of a config's `certify` block.
 
@@ -144,9 +144,8 @@ def make_certifier(
     Raises:
       ValueError: as `restore`, or a setting is outside its range.
     """
-    settings = dict(config["certify"])
-    kind = registry.get_kind(settings.pop("method"))
-    return kind.from_run(Run(config, workdir, examples), **settings)
+    kind = registry.get_kind(config.certify.method)
+    return kind.from_run(Run(config, workdir, examples), **config.certify.settings)
 
 
 def fingerprint(*parts: Any) -> str:

@@ -21,7 +21,7 @@ one worst pair of pixels only, so it is taken through a soft maximum (`_scale_to
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -126,6 +126,7 @@ class LearnedView:
     gamma: float = 2.0
 
     can_shift = True
+    rank: ClassVar[int] = 200  # Of the statistics it needs.
 
     def init(self) -> dict[str, jax.Array]:
         """Features `[D, H, W, C]` of mean square one."""
@@ -222,6 +223,7 @@ class LearnedSpectrum:
     wiener: bool = True
 
     can_shift = True
+    rank: ClassVar[int] = 0
 
     def init(self) -> dict[str, jax.Array]:
         """`log_power` `[knots, C]`, and `coupling` `[knots, C (C - 1) / 2]`."""

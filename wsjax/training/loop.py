@@ -11,13 +11,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from wsjax.data.batches import epoch_batches
-from wsjax.runs.progress import progress
-from wsjax.runs.signals import StopFlag
+from wsjax import data
+from wsjax.console.progress import progress
+from wsjax.console.signals import StopFlag
 from wsjax.training import steps
 from wsjax.training.checkpoints import Checkpoints
 from wsjax.training.metrics import MetricsWriter, read_metrics
@@ -33,8 +32,8 @@ def train(
     module: Any,
     make_optimizer: Callable[[int], Any],
     perturb: steps.Perturb | Any | None,
-    train_data: Any,
-    test_data: Any,
+    train_data: data.Source,
+    test_data: data.Source,
     *,
     key: jax.Array,
     seed: int,
@@ -53,8 +52,7 @@ def train(
       module: Flax classifier.
       make_optimizer: total number of steps -> Optax transformation.
       perturb: noise on one image, a noise of `learned_noise`, or None.
-      train_data: `data.Dataset`, or a stream with the same `scale` and the method
-        `batches` (ImageNet).
+      train_data: images and labels, in memory or streamed.
       test_data: likewise; only measured on, under one noisy copy per image.
       key: of initial weights, augmentation and noise; used up.
       seed: of the order of images.
@@ -83,11 +81,13 @@ def train(
         checkpoint_every=checkpoint_every,
         evaluate_every=evaluate_every,
     )
-    source = _Source(train_data, batch_size, seed)
-    total_steps = num_epochs * source.steps_per_epoch
+    feed = _Feed(train_data, batch_size, seed)
+    total_steps = num_epochs * feed.steps_per_epoch
     optimizer = make_optimizer(total_steps)
     key_init, key_train, key_eval = jax.random.split(key, 3)
-    state = steps.init_state(key_init, module, source.image_shape, optimizer, perturb)
+    state = steps.init_state(
+        key_init, module, train_data.image_shape, optimizer, perturb
+    )
     state = _replicate(state)
     checkpoints = Checkpoints(workdir)
     if checkpoints.latest_step is not None:
@@ -108,22 +108,22 @@ def train(
     # The host counts steps itself: reading state.step would wait for the device.
     step = int(state.step)
     bar = progress(total=total_steps, initial=step, unit="step", desc="train")
-    first_epoch = step // source.steps_per_epoch
+    first_epoch = step // feed.steps_per_epoch
     if step and not any(
         line["step"] == step and "epoch" in line for line in read_metrics(workdir)
     ):
         # Between epochs, the one before may have lost its measurement.
-        first_epoch = (step - 1) // source.steps_per_epoch
+        first_epoch = (step - 1) // feed.steps_per_epoch
     try:
         with StopFlag() as stop:
             for epoch in range(first_epoch, num_epochs):
-                start = step - epoch * source.steps_per_epoch
-                for images, labels in source.batches(epoch, start):
+                start = step - epoch * feed.steps_per_epoch
+                for images, labels in feed.batches(epoch, start):
                     state, values = update(state, key_train, images, labels)
                     step += 1
                     bar.update()
                     report = step % _LOG_EVERY == 0
-                    if report or stop.raised or step % source.steps_per_epoch == 0:
+                    if report or stop.raised or step % feed.steps_per_epoch == 0:
                         values = _finite(step, values)
                     if report:
                         # One batch, not a mean over steps: a resumed run has not
@@ -171,91 +171,78 @@ def _check_positive(**numbers):
             raise ValueError(f"{name}={value} must be at least 1.")
 
 
-def _noisy_accuracy(measure, state, key, data, batch_size=500):
+def _noisy_accuracy(measure, state, key, test_data, batch_size=500):
     """Share of test images that are right on one noisy copy each."""
-    if hasattr(data, "images"):
-        starts = range(0, len(data.labels), batch_size)
-        parts = (
-            (data.images[i : i + batch_size], data.labels[i : i + batch_size])
-            for i in starts
-        )
-    else:
-        parts = ((part.images, part.labels) for part in data.batches(batch_size))
-    correct, count = [], 0
-    for index, (images, labels) in enumerate(parts):
+    correct = []
+    for index, (images, labels, _) in enumerate(test_data.batches(batch_size)):
         missing = batch_size - len(labels)
-        count += len(labels)
         # A label of -1 is never right: the last batch keeps the compiled shape.
         images = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)), mode="edge")
         labels = np.pad(labels, (0, missing), constant_values=-1)
         correct.append(measure(state, jax.random.fold_in(key, index), images, labels))
-    return float(np.sum(jax.device_get(correct)) / count)
+    return float(np.sum(jax.device_get(correct)) / len(test_data))
 
 
-def check_settings(train_data: Any, *, batch_size: int, **periods: int) -> None:
+def check_settings(
+    train_data: data.Source,
+    *,
+    batch_size: int,
+    num_epochs: int,
+    checkpoint_every: int = 1,
+    evaluate_every: int = 1,
+) -> None:
     """Refuses settings that `train` could not work with, before anything is written.
 
     Args:
       train_data: as in `train`.
       batch_size: images per step.
-      **periods: `num_epochs`, `checkpoint_every`, `evaluate_every`.
+      num_epochs: see there, as are the others.
+      checkpoint_every: see there.
+      evaluate_every: see there.
 
     Raises:
       ValueError: a number is not positive, or a batch fits neither the training set
         nor the devices.
     """
-    _check_positive(batch_size=batch_size, **periods)
-    if batch_size > _count(train_data):
+    _check_positive(
+        batch_size=batch_size,
+        num_epochs=num_epochs,
+        checkpoint_every=checkpoint_every,
+        evaluate_every=evaluate_every,
+    )
+    if batch_size > len(train_data):
         raise ValueError(
-            f"batch_size={batch_size} is more than the {_count(train_data)} "
+            f"batch_size={batch_size} is more than the {len(train_data)} "
             f"training images; lower config.train.batch_size."
         )
     _batch_sharding(batch_size)
 
 
-def _count(data):
-    return len(data.labels) if hasattr(data, "images") else len(data)
-
-
-class _Source:
+class _Feed:
     """Batches of a training set, on the devices, from any epoch and step."""
 
-    def __init__(self, data, batch_size, seed):
-        self._data, self._batch_size, self._seed = data, batch_size, seed
-        self._streams = not hasattr(data, "images")
-        self._count = _count(data)
-        self.steps_per_epoch = self._count // batch_size
+    def __init__(self, train_data, batch_size, seed):
+        self._data, self._batch_size, self._seed = train_data, batch_size, seed
+        self.steps_per_epoch = len(train_data) // batch_size
         self._sharding = _batch_sharding(batch_size)
-        if self._streams:
-            self.image_shape = (data.image_size, data.image_size, 3)
-        else:
-            self.image_shape = data.images.shape[1:]
-            # Small sets live on the devices whole; a step then moves indices only.
-            self._images = _replicate(jnp.asarray(data.images))
-            self._labels = _replicate(jnp.asarray(data.labels))
-            self._gather = jax.jit(
-                lambda images, labels, index: (images[index], labels[index])
-            )
+        # Small sets live on the devices whole; a step then moves indices only.
+        self._arrays = train_data.arrays and _replicate(train_data.arrays)
 
     def batches(self, epoch, start_step):
         """Yields `(images, labels)` of one epoch, from its step `start_step` on."""
-        if self._streams:
-            stream = self._data.train_batches(
-                self._batch_size, seed=self._seed, epoch=epoch, start_step=start_step
-            )
-            for batch in stream:
+        order = {"seed": self._seed, "epoch": epoch, "start_step": start_step}
+        if self._arrays is None:
+            for batch in self._data.train_batches(self._batch_size, **order):
                 yield jax.device_put((batch.images, batch.labels), self._sharding)
             return
-        positions = epoch_batches(
-            self._count,
-            self._batch_size,
-            seed=self._seed,
-            epoch=epoch,
-            start_step=start_step,
-        )
-        for index in positions:
+        for index in data.epoch_batches(len(self._data), self._batch_size, **order):
             index = jax.device_put(index.astype(np.int32), self._sharding)
-            yield self._gather(self._images, self._labels, index)
+            yield _gather(self._arrays, index)
+
+
+@jax.jit
+def _gather(arrays, index):
+    return jax.tree.map(lambda array: array[index], arrays)
 
 
 def _mesh():

@@ -17,7 +17,7 @@ def _pillow():
     return Image
 
 
-def decode(content: bytes, source: str):
+def decode(content: bytes, source: str, *, keep_gray: bool = False):
     """Decodes a JPEG, PNG or other photograph to RGB.
 
     Gray becomes three equal channels, CMYK is converted, transparency is dropped.
@@ -27,9 +27,10 @@ def decode(content: bytes, source: str):
     Args:
       content: the file's bytes.
       source: where they come from, for messages.
+      keep_gray: leaves gray images with one channel.
 
     Returns:
-      `PIL.Image.Image` of mode RGB.
+      `PIL.Image.Image` of mode RGB, or L with `keep_gray` where it is gray.
 
     Raises:
       ValueError: not a complete image of eight bits per channel.
@@ -37,10 +38,11 @@ def decode(content: bytes, source: str):
     """
     image_module = _pillow()
     try:
-        with image_module.open(io.BytesIO(content)) as picture:
-            if picture.mode[0] in "IF":
-                raise ValueError(f"mode {picture.mode} has more than eight bits")
-            return picture.convert("RGB")
+        with image_module.open(io.BytesIO(content)) as photograph:
+            if photograph.mode[0] in "IF":
+                raise ValueError(f"mode {photograph.mode} has more than eight bits")
+            gray = keep_gray and photograph.mode in ("1", "L", "LA")
+            return photograph.convert("L" if gray else "RGB")
     # Pillow's plugins raise these for broken content, beside OSError.
     except (
         OSError,
@@ -56,36 +58,36 @@ def decode(content: bytes, source: str):
         ) from error
 
 
-def resize_and_crop(picture, resize: int, size: int) -> np.ndarray:
+def resize_and_crop(photograph, resize: int, size: int) -> np.ndarray:
     """The evaluation view: short side to `resize`, then the central square.
 
     Args:
-      picture: `PIL.Image.Image` of mode RGB.
+      photograph: `PIL.Image.Image` of mode RGB.
       resize: length of the short side before cropping, at least `size`.
       size: side of the result.
 
     Returns:
       `[size, size, 3]` uint8. Bilinear, with Pillow's antialiasing.
     """
-    width, height = picture.size
+    width, height = photograph.size
     short = min(width, height)
     resized = (width * resize // short, height * resize // short)
-    picture = picture.resize(resized, _pillow().Resampling.BILINEAR)
+    photograph = photograph.resize(resized, _pillow().Resampling.BILINEAR)
     left, top = ((length - size) // 2 for length in resized)
-    return np.array(picture.crop((left, top, left + size, top + size)))
+    return np.array(photograph.crop((left, top, left + size, top + size)))
 
 
 def random_resized_crop(
-    picture, size: int, rng: np.random.Generator, min_area: float = 0.08
+    photograph, size: int, rng: np.random.Generator, min_area: float = 0.08
 ) -> np.ndarray:
     """The training view: a random part, resized, mirrored half of the time.
 
     The part covers a uniform share of the area in [`min_area`, 1], with an aspect
-    ratio log-uniform in [3/4, 4/3]. If ten draws do not fit into the picture, the
+    ratio log-uniform in [3/4, 4/3]. If ten draws do not fit into the photograph, the
     largest central part with a ratio in that range is taken.
 
     Args:
-      picture: `PIL.Image.Image` of mode RGB.
+      photograph: `PIL.Image.Image` of mode RGB.
       size: side of the result.
       rng: source of the randomness.
       min_area: smallest share of the area.
@@ -93,17 +95,19 @@ def random_resized_crop(
     Returns:
       `[size, size, 3]` uint8. Bilinear, with Pillow's antialiasing.
     """
-    box = _random_box(picture.size, rng, min_area)
-    picture = picture.crop(box).resize((size, size), _pillow().Resampling.BILINEAR)
-    pixels = np.array(picture)
+    box = _random_box(photograph.size, rng, min_area)
+    photograph = photograph.crop(box).resize(
+        (size, size), _pillow().Resampling.BILINEAR
+    )
+    pixels = np.array(photograph)
     return pixels[:, ::-1].copy() if rng.random() < 0.5 else pixels
 
 
 def _random_box(
-    picture_size: tuple[int, int], rng: np.random.Generator, min_area: float
+    photograph_size: tuple[int, int], rng: np.random.Generator, min_area: float
 ) -> tuple[int, int, int, int]:
     """Draws (left, top, right, bottom)."""
-    width, height = picture_size
+    width, height = photograph_size
     for _ in range(10):
         area = rng.uniform(min_area, 1.0) * width * height
         ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))

@@ -1,0 +1,1 @@
+"""Long work at a prompt: progress bars, and signals that ask to stop."""
