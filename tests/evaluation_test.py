@@ -34,7 +34,7 @@ class SummarizeTest(absltest.TestCase):
         self.assertEqual(summary.certified, 3 / 5)
         self.assertEqual(summary.mean_passes, 60)
         self.assertEqual(summary.median_passes, 50)
-        self.assertEqual(summary.times_fewer, 2)
+        self.assertEqual((summary.passes_at_once, summary.times_fewer), (120, 2))
 
     def test_an_even_number_of_images_takes_the_middle_of_two(self):
         four = (a[:4] for a in (CERTIFIED, RADII, PREDICTIONS))
@@ -57,8 +57,11 @@ class SummarizeTest(absltest.TestCase):
         summary = summarize(LABELS, plain)
 
         expected = summarize(LABELS, FOUND)._asdict() | dict.fromkeys(
-            ("base_accuracy", "mean_passes", "median_passes", "times_fewer")
-        )
+            (
+                "base_accuracy", "mean_passes", "median_passes", "passes_at_once",
+                "times_fewer",
+            )
+        )  # fmt: skip
         self.assertEqual(summary._asdict(), expected)
         all_votes = summarize(LABELS, FOUND._replace(most_passes=None))
         self.assertEqual((all_votes.mean_passes, all_votes.times_fewer), (60, None))
@@ -73,8 +76,9 @@ class SummarizeTest(absltest.TestCase):
     def test_values_are_plain_numbers(self):
         summary = summarize(LABELS, FOUND)
 
-        for value in summary[1:]:
-            self.assertIs(type(value), float)
+        for name, value in summary._asdict().items():
+            whole = name in ("images", "passes_at_once")
+            self.assertIs(type(value), int if whole else float)
 
     def test_refuses_an_empty_run(self):
         nothing = np.zeros(0, int)
