@@ -77,12 +77,7 @@ class ProbabilityScores:
         Raises:
           ValueError: `p` is no probability.
         """
-        p = np.asarray(p, np.float64)
-        if not np.all((p >= 0) & (p <= 1)):
-            raise ValueError(
-                f"p={p!r} is not a probability between 0 and 1. It comes from "
-                f"confidence.lower_bound or confidence.upper_bound."
-            )
+        p = _probability("p", p)
         with np.errstate(divide="ignore"):
             return (self.scale * _FUNCTIONS[self.function](p))[()]
 
@@ -117,9 +112,11 @@ class ProbabilityScores:
         Raises:
           ValueError: an argument is no probability.
         """
-        own = self(p_lower)
-        rest = 1.0 - np.asarray(p_lower, np.float64)
-        return own, self(rest if runner_up is None else np.minimum(runner_up, rest))
+        p = _probability("p_lower", p_lower)
+        q = 1.0 - p
+        if runner_up is not None:
+            q = np.minimum(_probability("runner_up", runner_up), q)
+        return self(p), self(q)
 
     def probability_for(self, radius: float) -> float:
         """The inverse of `radius`: which probability of a class certifies a radius.
@@ -155,6 +152,16 @@ class ProbabilityScores:
             else:
                 low = middle
         return high
+
+
+def _probability(name, value):
+    p = np.asarray(value, np.float64)
+    if not np.all((p >= 0) & (p <= 1)):
+        raise ValueError(
+            f"{name}={p!r} is not a probability between 0 and 1. It comes from "
+            f"confidence.lower_bound or confidence.upper_bound."
+        )
+    return p
 
 
 def _along_edges(function, scale, ground_metric):
