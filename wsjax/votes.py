@@ -12,6 +12,7 @@ noisy images per device, never `n`.
 
 import dataclasses
 import functools
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -32,8 +33,10 @@ def as_argument(function: Callable) -> jax.tree_util.Partial:
 
     A `jax.tree_util.Partial(apply, variables)` is passed on as it is: its arrays
     stay arguments of the compiled program rather than constants inside it, so new
-    weights need no new compilation. Any other callable is treated as fixed; keep
-    one object and reuse it, since each new object compiles anew.
+    weights need no new compilation. So it is with a callable that is a pytree of arrays,
+    and with a method of one, such as `perturb` of a noise law: equal ones, and those
+    that differ in their arrays alone, share programs. Any other callable is treated as
+    fixed; keep one object and reuse it, since each new object compiles anew.
 
     Args:
       function: any callable.
@@ -48,7 +51,21 @@ def as_argument(function: Callable) -> jax.tree_util.Partial:
         return function
     if not callable(function):
         raise TypeError(f"Expected a callable, got {type(function).__name__}.")
+    if inspect.ismethod(function) and _is_tree_of_arrays(function.__self__):
+        return jax.tree_util.Partial(function.__func__, function.__self__)
+    if _is_tree_of_arrays(function):
+        return jax.tree_util.Partial(_call, function)
     return jax.tree_util.Partial(function)
+
+
+def _is_tree_of_arrays(value):
+    return not jax.tree_util.all_leaves([value]) and all(
+        isinstance(leaf, (np.ndarray, jax.Array)) for leaf in jax.tree.leaves(value)
+    )
+
+
+def _call(function, *arguments):
+    return function(*arguments)
 
 
 class Additive(Protocol):
@@ -74,12 +91,16 @@ class Additive(Protocol):
         """The noise, `[H, W, C]`."""
 
 
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["noise"], meta_fields=[]
+)
 @dataclasses.dataclass(frozen=True)
 class Addition:
     """The `perturb` of additive noise, with its parts in reach of `count_votes`.
 
     Attributes:
-      noise: hashable. Equal ones share their programs.
+      noise: a pytree of arrays, as noise laws are, or hashable. Equal ones share their
+        programs.
     """
 
     noise: Additive
@@ -436,8 +457,9 @@ def _answer(classify, perturb, key, image):
 
     Its second argument says that there are any, which XLA cannot know.
     """
-    if image.ndim == 4 and _in_steps(classify) and isinstance(perturb.func, Addition):
-        return _answer_in_steps(classify, perturb.func.noise, key, image)
+    called = perturb.args[0] if perturb.func is _call else perturb.func
+    if image.ndim == 4 and _in_steps(classify) and isinstance(called, Addition):
+        return _answer_in_steps(classify, called.noise, key, image)
 
     def copies_of(draws):
         keys = _keys_of(draws, key)
