@@ -9,7 +9,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from wsjax import ABSTAIN, exact_distance, make_smoothing
-from wsjax.attacks import registry
+from wsjax.attacks import Victim, registry, smoothed
 from wsjax.runs import attack_report, report, rows
 
 
@@ -64,11 +64,9 @@ class CrossingsTest(parameterized.TestCase):
 
 
 class JudgeTest(parameterized.TestCase):
-    def judge(self, images, moved, classify, smoothing=None):
-        keys = list(jax.random.split(jax.random.key(0), len(images)))
-        return attack_report.judge(
-            images, moved, classify, smoothing, keys=keys, n=200, alpha=0.05
-        )
+    def judge(self, images, moved, victim):
+        keys = jax.random.split(jax.random.key(0), len(images))
+        return attack_report.judge(images, moved, victim, keys=keys)
 
     def images(self):
         return np.random.default_rng(0).uniform(0.2, 0.6, (3, 4, 5, 1)).astype("f4")
@@ -84,7 +82,7 @@ class JudgeTest(parameterized.TestCase):
             jax.debug.callback(lambda points: seen.append(np.asarray(points)), batch)
             return jnp.stack([batch.sum((1, 2, 3)), jnp.full(len(batch), 1e3)], -1)
 
-        judged = self.judge(images, moved, classify)
+        judged = self.judge(images, moved, Victim(classify))
 
         np.testing.assert_array_equal(judged.predict, 1)
         asked = seen[-1]
@@ -112,7 +110,8 @@ class JudgeTest(parameterized.TestCase):
 
         images[:, 3, 4] = images[:, 0, 0]
         noise = make_smoothing("flow_laplace", 0.05, "l2")
-        judged = self.judge(images, images, coin, noise)
+        victim = smoothed(coin, noise, n=200, alpha=0.05)
+        judged = self.judge(images, images, victim)
         self.assertIn(ABSTAIN, judged.predict.tolist())
 
     def test_targets(self):

@@ -9,7 +9,7 @@ import numpy as np
 import oracles
 from absl.testing import absltest, parameterized
 
-from wsjax.attacks import FlowAttack, flow_attack, measure
+from wsjax.attacks import FlowAttack, Victim, flow_attack, measure, smoothed
 from wsjax.smoothing import ABSTAIN, make_smoothing, predict
 
 SHAPE = (4, 5, 1)
@@ -152,9 +152,11 @@ class FlowAttackTest(chex.TestCase):
         result = flow_attack(
             images,
             labels,
-            classifier(weights),
+            Victim(
+                classifier(weights),
+                answer=lambda keys, images: np.full(len(images), ABSTAIN),
+            ),
             key=jax.random.key(0),
-            decide=lambda keys, images: np.full(len(images), ABSTAIN),
             settings=SETTINGS,
         )
         self.assertFalse(result.success.any() or result.verified.any())
@@ -164,14 +166,14 @@ class FlowAttackTest(chex.TestCase):
         images, labels, weights = linear_case(0, 2)
         classify = classifier(weights)
         settings = dataclasses.replace(
-            SETTINGS, ground_metric="l2", num_samples=16, num_votes=400, n=1000
+            SETTINGS, ground_metric="l2", num_samples=16, num_votes=400
         )
+        victim = smoothed(classify, SMOOTHING, n=1000, alpha=0.05)
         result = flow_attack(
             images,
             labels,
-            classify,
+            victim,
             key=jax.random.key(0),
-            smoothing=SMOOTHING,
             settings=settings,
         )
         self.assertTrue(result.verified.all())
@@ -185,7 +187,7 @@ class FlowAttackTest(chex.TestCase):
             )
             self.assertEqual(answer.label, 0)
         with self.assertRaisesRegex(ValueError, "pass key="):
-            flow_attack(images, labels, classify, smoothing=SMOOTHING)
+            flow_attack(images, labels, victim)
 
     def test_broken_classifiers_are_named(self):
         images, labels, _ = linear_case(0, 2)
@@ -204,7 +206,6 @@ class FlowAttackTest(chex.TestCase):
         ({"max_steps": 0}, "max_steps=0"),
         ({"step_size": 0.0}, "step_size=0.0"),
         ({"levels": -1}, "levels=-1"),
-        ({"alpha": 0.95}, "alpha=0.95 .*0.05"),
     )
     def test_settings_outside_their_range(self, settings, message):
         with self.assertRaisesRegex(ValueError, message):

@@ -204,7 +204,7 @@ def make_attack(config: dict[str, Any]) -> Any:
     given["ground_metric"] = (
         given["ground_metric"] or config["smoothing"]["ground_metric"]
     )
-    return method.make_settings(attack["n"], attack["alpha"], **given)
+    return method.settings(**given)
 
 
 def make_augment(name: str) -> Callable | None:
