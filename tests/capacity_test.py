@@ -160,10 +160,11 @@ class GridTest(chex.TestCase):
         )
         log_weights = jnp.float32(weights)
 
-        actual = grid.picture(grid.log_sums(flat_b, log_weights))
-        np.testing.assert_allclose(actual.ravel(), np.log(sums), rtol=1e-5)
-        actual = grid.mass_by_offset(flat_a, flat_b, log_weights)
-        np.testing.assert_allclose(actual, moved, rtol=1e-4)
+        for log_domain in (True, False):
+            actual = grid.picture(grid.log_sums(flat_b, log_weights, log_domain))
+            np.testing.assert_allclose(actual.ravel(), np.log(sums), rtol=1e-5)
+            actual = grid.mass_by_offset(flat_a, flat_b, log_weights, log_domain)
+            np.testing.assert_allclose(actual, moved, rtol=1e-4)
 
 
 class CapacityProjectionTest(chex.TestCase):
@@ -229,6 +230,32 @@ class CapacityProjectionTest(chex.TestCase):
                     np.testing.assert_allclose(
                         found.image.sum((0, 1)), center.sum((0, 1)), rtol=1e-5
                     )
+
+    def test_sums_and_logarithms_agree(self):
+        center, point = random_case(6, SHAPE)
+        point = center + 0.3 * (point - center)
+        options = {"ground_metric": "l2", "kernel_size": 5, "regularization": 100.0}
+        images = []
+        for cap in (1.0, 1e3, None):
+            both = [
+                sinkhorn_projection(
+                    np.float32(center),
+                    np.float32(point),
+                    0.1,
+                    capacity=cap,
+                    max_iterations=3000,
+                    tolerance=1e-7,
+                    mass_tolerance=1e-5,
+                    log_domain=log_domain,
+                    **options,
+                )
+                for log_domain in (True, False)
+            ]
+            np.testing.assert_allclose(both[0].image, both[1].image, atol=1e-3)
+            images.append(both[0].image)
+        # A capacity that does not bind is none; the other binds.
+        np.testing.assert_allclose(images[1], images[2], atol=1e-3)
+        self.assertGreater(np.abs(images[0] - images[2]).max(), 0.05)
 
     def test_stops_when_little_is_above_the_capacity(self):
         center, point = random_case(3, SHAPE)

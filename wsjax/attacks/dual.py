@@ -453,7 +453,7 @@ def _step(slots, turn, *, numbers, classify, compiled):
     slopes = jnp.where(points <= ceiling + _ROUNDING, slopes, 0)
     slopes = losses.with_largest_one(slopes)
 
-    def project(center, plan, slopes, epsilon, price):
+    def project(center, plan, slopes, epsilon, price, live):
         seen = grid.picture(jnp.stack(grid.seen(grid.flat(slopes), 0)))
         goal = plan + numbers["step_size"] * seen.reshape(plan.shape)
         found = coupling_projection(
@@ -462,11 +462,12 @@ def _step(slots, turn, *, numbers, classify, compiled):
             epsilon,
             ground_metric=ground_metric,
             price=price,
-            max_iterations=numbers["dual_iterations"],
+            # Nobody waits for images that are done.
+            max_iterations=jnp.where(live, numbers["dual_iterations"], 0),
         )
         return found.mass, coupling_image(found.mass), found.price
 
-    def farthest(center, slopes, epsilon, price):
+    def farthest(center, slopes, epsilon, price, live):
         found = linear_oracle(
             center,
             slopes,
@@ -475,11 +476,12 @@ def _step(slots, turn, *, numbers, classify, compiled):
             kernel_size=size,
             ground_metric=ground_metric,
             price=price,
-            max_iterations=numbers["dual_iterations"],
+            # Nobody waits for images that are done.
+            max_iterations=jnp.where(live, numbers["dual_iterations"], 0),
         )
         return coupling_image(found.mass), found.price
 
-    ball = slopes, turn.radii, prices
+    ball = slopes, turn.radii, prices, turn.live
     if method == "projection":
         staying = jnp.zeros_like(plans).at[:, size // 2, size // 2].set(centers)
         plans = jnp.where(anew[..., None, None], staying, plans)

@@ -87,8 +87,8 @@ class Victim:
         if self.answer is None:
             for start in range(0, len(images), batch_size):
                 here = slice(start, start + batch_size)
-                labels = self._argmax(images[here], batch_size)
-                found[here] = np.where(where[here], labels, ABSTAIN)
+                found[here] = self._argmax(images, here)
+            found[~where] = ABSTAIN
             if (found == _NOT_FINITE).any():
                 raise BrokenLogits(np.flatnonzero(found == _NOT_FINITE))
         elif where.any():
@@ -100,10 +100,13 @@ class Victim:
                 found[rows] = self.answer_early(*question, max_votes)
         return found
 
-    def _argmax(self, images, batch_size):
+    def _argmax(self, images, here):
+        size = here.stop - here.start
+        if len(images) != size:  # What is on the device stays there.
+            images = np.asarray(images)[here]
         count = len(images)
-        if count < batch_size:
-            images = np.resize(images, (batch_size, *images.shape[1:]))
+        if count < size:
+            images = np.resize(images, (size, *images.shape[1:]))
         labels = _argmax(jnp.asarray(images), as_argument(self.classify))
         return np.asarray(labels)[:count]
 
@@ -201,7 +204,7 @@ class Draws(NamedTuple):
 
     def pick(self, rows: np.ndarray) -> "Draws":
         """The draws of some images."""
-        return Draws(self.keys[rows], self.places[rows])
+        return _pick(self, rows)
 
     def keys_for(self, *purpose: Any, number: Any = None) -> jax.Array:
         """`[B]` keys, a different one for each purpose, image and number.
@@ -242,6 +245,11 @@ def image_draws(victim: Victim, key: jax.Array | None, count: int) -> Draws:
             f"images."
         )
     return Draws(key, np.zeros(count, int))
+
+
+@jax.jit
+def _pick(draws, rows):
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], draws)
 
 
 @jax.jit

@@ -15,7 +15,9 @@ import numpy as np
 from wsjax.metrics import pixel_distance
 
 EMPTY = -1e30  # Stands for log 0: its exp is 0, and no difference of it is NaN.
-_MOST = 60  # Plans have mass one; in early rounds they can be far from it, not infinite.
+_MOST = (
+    60  # Plans have mass one; in early rounds they can be far from it, not infinite.
+)
 
 
 def window_cost(
