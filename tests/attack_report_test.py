@@ -147,9 +147,9 @@ class JudgeTest(parameterized.TestCase):
         folder = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
         entries = [
             {"radius": 0.0, "success": 1, "verified": 1, "predict": 3},
-            {"radius": 0.2, "success": 1, "verified": 1, "l1": 0.4, "l2": 0.3}
+            {"radius": 0.25, "success": 1, "verified": 1, "l1": 0.4, "l2": 0.3}
             | {"mass_error": 0.02, "highest": 1.5},
-            {"radius": 0.4, "success": 1, "verified": 0, "predict": ABSTAIN}
+            {"radius": 0.5, "success": 1, "verified": 0, "predict": ABSTAIN}
             | {"l1": 0.1, "l2": 0.1, "mass_error": 0.04},
             {"radius": np.inf, "success": 0, "verified": 0, "time": 2.0},
         ]
@@ -163,7 +163,7 @@ class JudgeTest(parameterized.TestCase):
                 "fooled": 0.75,
                 "verified": 0.5,
                 "abstained": 0.25,
-                "nominal": 0.3,
+                "nominal": 0.375,
                 "l1": np.inf,  # A median of 0, .4 and two failures.
                 "l2": np.inf,
                 "mass_error": 0.03,

@@ -125,7 +125,7 @@ class FlowAttackTest(chex.TestCase):
 
     @parameterized.parameters(1, 7)
     def test_restarts_of_an_image_depend_on_its_key_alone(self, batch_size):
-        images, labels, weights = linear_case(2, 7)
+        images, *_ = linear_case(2, 7)
 
         # A wavy boundary: what a search finds depends on where it starts.
         def classify(points):

@@ -79,7 +79,7 @@ def coupling_projection(
     *,
     ground_metric: str = "l2",
     price: jax.Array | float = 0.0,
-    max_iterations: int = 40,
+    max_iterations: jax.Array | int = 40,
     tolerance: float = 1e-5,
 ) -> Coupling:
     """The coupling within budget that is nearest to given numbers.
@@ -124,7 +124,7 @@ def linear_oracle(
     kernel_size: int = 5,
     ground_metric: str = "l2",
     price: jax.Array | float = 0.0,
-    max_iterations: int = 50,
+    max_iterations: jax.Array | int = 50,
     tolerance: float = 1e-5,
 ) -> Coupling:
     """The coupling within budget that goes farthest uphill, up to an entropy.
