@@ -74,7 +74,7 @@ class AttackSoundnessTest(parameterized.TestCase):
                 found.adversarial[place],
                 classify,
                 smoothing,
-                n=10_000,
+                n=2000,
                 alpha=0.01,
             )
             if answer.label not in (-1, labels[place]):
