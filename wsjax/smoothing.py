@@ -5,6 +5,7 @@ Gaussian law. `certifiers` draws the votes.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -99,6 +100,11 @@ LAWS = {
 }
 
 
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["noise"],
+    meta_fields=["scores", "image_shape"],
+)
 @dataclasses.dataclass(frozen=True)
 class Smoothing:
     """A noise law and the scores that class probabilities under it give.
@@ -134,23 +140,11 @@ class Smoothing:
         Raises:
           ValueError: the theorem does not hold for images of this shape.
         """
-        self._check_shape(image.shape)
+        self.check_shape(image.shape)
         return self.noise.perturb(key, image)
 
-    def picture(self, image: jax.Array) -> jax.Array:
-        """`NoiseLaw.picture`, after the same check."""
-        self._check_shape(image.shape)
-        return self.noise.picture(image)
-
-    def strength(self, image: jax.Array) -> jax.Array:
-        """`NoiseLaw.strength`."""
-        return self.noise.strength(image)
-
-    def added(self, key: jax.Array, image_shape: tuple[int, ...], dtype) -> jax.Array:
-        """`NoiseLaw.added`."""
-        return self.noise.added(key, image_shape, dtype)
-
-    def _check_shape(self, shape):
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Raises ValueError if the theorem does not hold for images of this shape."""
         if self.image_shape is not None and shape != self.image_shape:
             raise ValueError(
                 f"This smoothing certifies images of shape {self.image_shape}, not "

@@ -151,7 +151,7 @@ class Certifier(abc.ABC):
 
     @abc.abstractmethod
     def held(self) -> Any:
-        """Pytree of all arrays that answers depend on; laws of noise count as such."""
+        """Pytree of all arrays that answers depend on."""
 
     def laid_out_for(self, images: int) -> "Certifier":
         """The same certifier, spread over the devices as suits a number of images."""

@@ -90,7 +90,9 @@ class Counter:
           ValueError: `groups` does not divide the number of devices.
         """
         self._classify = votes.as_argument(classify)
-        self._perturb = votes.as_argument(votes.Addition(smoothing))
+        # The law alone: its arrays are arguments, and equal shapes share a program.
+        self._perturb = votes.as_argument(votes.Addition(smoothing.noise))
+        self._smoothing = smoothing
         self._options = counting.options
         self.groups = counting.groups or None
         if self.groups is not None:
@@ -100,6 +102,7 @@ class Counter:
 
     def one(self, key: jax.Array, image: Any, n: int, start: int = 0) -> jax.Array:
         """`votes.count_votes`."""
+        self._smoothing.check_shape(np.shape(image)[-3:])
         return votes.count_votes(
             key,
             image,
@@ -114,6 +117,7 @@ class Counter:
         """Votes `[I, K]` or `[I, S, K]` of images or stacks, one key each."""
         if self.groups is None:
             return self.one(keys[0], images[0], n)[None]
+        self._smoothing.check_shape(np.shape(images[0])[-3:])
         return votes.count_votes_each(
             keys,
             images,
