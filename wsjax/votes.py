@@ -372,10 +372,14 @@ def _shares(images, devices, groups):
     """
     each, members = -(-len(images) // groups), len(devices) // groups
     places = np.minimum(np.arange(groups * each), len(images) - 1).reshape(groups, -1)
+
+    def of_device(index: Any) -> np.ndarray:
+        return images[places[(index[0].start or 0) // members]][None]
+
     return jax.make_array_from_callback(
         (len(devices), each, *images.shape[1:]),
         NamedSharding(_mesh(devices), PartitionSpec(_AXIS)),
-        lambda index: images[places[(index[0].start or 0) // members]][None],
+        of_device,
     )
 
 
@@ -420,7 +424,9 @@ def _program(block_size, devices, groups, backend, alone):
     everywhere = PartitionSpec()
     return jax.jit(
         jax.shard_map(
-            lambda *given: on_one_device(*given[:-1], given[-1][0]),
+            lambda classify, perturb, keys, draws, images: on_one_device(
+                classify, perturb, keys, draws, images[0]
+            ),
             mesh=_mesh(devices),
             in_specs=(*(everywhere,) * 4, PartitionSpec(_AXIS)),
             out_specs=everywhere,
