@@ -174,7 +174,8 @@ class ImageNetFolderTest(parameterized.TestCase):
             next(batches)
 
     def test_missing_split_is_named(self):
-        (self.dir / "val").rename(self.dir / "elsewhere")
+        # The labels of ImageNet's test set are secret: it is no split.
+        (self.dir / "val").rename(self.dir / "test")
 
         with self.assertRaisesRegex(FileNotFoundError, "test split.*val or .*validat"):
             self.open("test")
