@@ -54,7 +54,9 @@ class CertifyTest(parameterized.TestCase):
 
             self.assertEqual(certificate.label, best)
             radius = (expected[second] - expected[best]) / 2
-            self.assertBetween(certificate.radius, radius - 1e-9, radius)
+            # Below by what both answers, here and there, may be off by.
+            most = radius - index.precision / 2
+            self.assertBetween(certificate.radius, radius - 1e-9, most + 1e-13)
             self.assertEqual(certifier.predict(image).label, best)
             # The row has what the radius was computed from.
             again = scores.certified_radius(*certificate[3:6])

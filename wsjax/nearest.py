@@ -86,16 +86,16 @@ class Index:
     def __init__(self, images: ArrayLike, labels: ArrayLike, ground_metric: str):
         """Prepares the search.
 
-        Args:
-          images: `[N, H, W, C]`, integers or floats, nonnegative, none black, each in
+            Args:
+        images: `[N, H, W, C]`, integers or floats, nonnegative, none black, each in
             any unit. They are kept as they are, and not copied; projections take some
-            16 (H + W) C bytes for each besides.
-          labels: `[N]` integers from 0.
-          ground_metric: "l1" or "l2".
+            24 (H + W) C bytes for each besides.
+              labels: `[N]` integers from 0.
+              ground_metric: "l1" or "l2".
 
-        Raises:
-          ValueError: a shape, label or metric is not as above; a pixel is NaN, infinite or
-            negative; an image is black.
+            Raises:
+              ValueError: a shape, label or metric is not as above; a pixel is NaN, infinite or
+                negative; an image is black.
         """
         metrics.check_ground_metric(ground_metric)
         images, labels = np.asarray(images), np.asarray(labels)
@@ -262,6 +262,8 @@ class Index:
         """
         excess = (mass - self._masses(chosen, channel)).T
         used = np.flatnonzero(excess.any(1))
+        if not len(used):
+            return np.zeros(len(chosen))
         excess, distance = excess[used], self._distance[np.ix_(used, used)]
         prices = _sinkhorn_prices(excess, distance, schedule)
         each = zip(excess.T, prices.T)
