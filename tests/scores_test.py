@@ -165,6 +165,11 @@ class DecideTest(parameterized.TestCase):
         found = decide([1.0, 0.0, 0.0, 0.0], [1.0, 2.0, 3.0, 0.5])
         self.assertEqual((found.label, found.upper), (ABSTAIN, 3.0))
 
+    def test_a_tie_is_no_lead_beside_a_lead_of_next_to_nothing(self):
+        own = 1.0 + 2.0**-52
+        found = decide([own, 0.0, 0.0], [2.0, 1.0, own])
+        self.assertEqual((found.label, found.upper), (ABSTAIN, own))
+
     def test_a_lead_of_next_to_nothing_has_a_label_and_no_radius(self):
         found = decide([1.0 + 2.0**-52, 0.0], [2.0, 1.0])
 
