@@ -132,7 +132,7 @@ class BallTest(chex.TestCase):
 
     def test_refuses_a_metric_by_name(self):
         images, weights = pictures((3, 4, 1))
-        with self.assertRaisesRegex(ValueError, "ground_metric='l3' is neither"):
+        with self.assertRaisesRegex(ValueError, "ground_metric='l3' is not one of"):
             ascent("l3", 1, 1)(images, np.zeros(6, int), weights, 0.3, 0)
 
 

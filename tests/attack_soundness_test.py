@@ -11,7 +11,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from wsjax import certify, make_key, make_smoothing, predict
-from wsjax.attacks import FlowAttack, flow_attack
+from wsjax.attacks import FlowAttack, flow_attack, smoothed
 from wsjax.data import digits
 
 LEVELS = {"n0": 200, "n": 2000, "alpha": 1e-4}
@@ -58,15 +58,13 @@ class AttackSoundnessTest(parameterized.TestCase):
             max_steps=40,
             num_samples=32,
             num_votes=500,
-            n=2000,
             start_radius=float(radii.max()),
         )
         found = flow_attack(
             images,
             np.where(labels < 0, 0, labels),
-            classify,
+            smoothed(classify, smoothing, n=2000, alpha=0.05),
             key=jax.random.key(7),
-            smoothing=smoothing,
             settings=settings,
         )
         ratios = []
@@ -76,7 +74,7 @@ class AttackSoundnessTest(parameterized.TestCase):
                 found.adversarial[place],
                 classify,
                 smoothing,
-                n=10_000,
+                n=2000,
                 alpha=0.01,
             )
             if answer.label not in (-1, labels[place]):

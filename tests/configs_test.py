@@ -17,15 +17,25 @@ from scipy import stats
 from wsjax import smoothing, votes
 from wsjax.attacks import registry
 from wsjax.certifiers.registry import get_kind
+from wsjax.data import dataset
 from wsjax.runs import attack_report, cli, config, experiment
 from wsjax.training import learned_noise, steps
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs").rglob("*.py"))
-EACH_CONFIG = parameterized.named_parameters(
-    ("_".join(path.relative_to(ROOT / "configs").with_suffix("").parts), path)
-    for path in FILES
-)
+# Of certifiers that take neither noise nor training.
+UNTRAINED = [ROOT / "configs" / "mnist_nearest.py"]
+TRAINED = [path for path in FILES if path not in UNTRAINED]
+
+
+def each_of(files):
+    return parameterized.named_parameters(
+        ("_".join(path.relative_to(ROOT / "configs").with_suffix("").parts), path)
+        for path in files
+    )
+
+
+EACH_CONFIG, EACH_TRAINED = each_of(FILES), each_of(TRAINED)
 IMAGES = {
     "digits": ((8, 8, 1), 10),
     "mnist": ((28, 28, 1), 10),
@@ -51,7 +61,7 @@ class ConfigsTest(chex.TestCase):
         names = {load(path)[0].data.name for path in FILES}
         self.assertEqual(names, set(IMAGES))
 
-    @EACH_CONFIG
+    @EACH_TRAINED
     def test_noise_and_protocol(self, path):
         settings, _ = load(path)
         shape, _ = IMAGES[settings.data.name]
@@ -77,7 +87,7 @@ class ConfigsTest(chex.TestCase):
         self.assertEqual(certifier.alpha, 0.05)
         self.assertIn(certifier.counting.backend, votes.BACKENDS)
 
-    @EACH_CONFIG
+    @EACH_TRAINED
     def test_model(self, path):
         settings, _ = load(path)
         shape, classes = IMAGES[settings.data.name]
@@ -88,7 +98,7 @@ class ConfigsTest(chex.TestCase):
         self.assertEqual(logits.shape, (2, classes))
         self.assertEqual(logits.dtype, jnp.float32)
 
-    @EACH_CONFIG
+    @EACH_TRAINED
     def test_training(self, path):
         settings, _ = load(path)
         learned = experiment.learns_noise(settings)
@@ -124,7 +134,8 @@ class ConfigsTest(chex.TestCase):
         name = path.relative_to(ROOT)
         folder = " --config.data.dir=FOLDER" * (settings.data.name != "digits")
         found = re.findall(r"^  python (\w+\.py) +(.*)$", header, re.MULTILINE)
-        self.assertContainsSubset({"train.py", "certify.py"}, dict(found))
+        needed = {"certify.py"} if path in UNTRAINED else {"train.py", "certify.py"}
+        self.assertContainsSubset(needed, dict(found))
         for script, arguments in found:
             self.assertTrue((ROOT / script).exists(), script)
             self.assertEqual(arguments, f"--config={name}{folder}")
@@ -134,11 +145,32 @@ class ConfigsTest(chex.TestCase):
         # Only keys that `get_config` returns can be overridden.
         given = runpy.run_path(str(path))["get_config"]()
         _, header = load(path)
-        texts = [header, "--config.model.checkpoint --config.data.stride"]
+        texts = [header, "--config.data.stride"]
+        texts += ["--config.model.checkpoint"] * (path in TRAINED)
         for key in re.findall(r"--config\.([\w.]*\w)", " ".join(texts)):
             *blocks, name = key.split(".")
             block = functools.reduce(lambda there, part: there[part], blocks, given)
             self.assertIn(name, block, f"{key} in {path.name}")
+
+    def test_nearest_neighbours_need_the_training_images_alone(self):
+        for path in UNTRAINED:
+            settings, _ = load(path)
+            shape, classes = IMAGES[settings.data.name]
+            images = np.random.default_rng(0).integers(0, 256, (20, *shape), np.uint8)
+            data_set = dataset.make_dataset(
+                images, np.arange(20) % classes, classes, 255
+            )
+            run = types.SimpleNamespace(
+                ground_metric=settings.smoothing.ground_metric,
+                training_set=lambda data_set=data_set: types.SimpleNamespace(
+                    data=data_set, num_classes=data_set.num_classes
+                ),
+            )
+            kind = get_kind(settings.certify.method)
+            certifier = kind.from_run(run, **settings.certify.settings)
+            self.assertFalse(certifier.random)
+            found = certifier.certify(images[13] / 255)
+            self.assertEqual(found.label, 13 % classes)
 
     def test_paper_recipes_are_the_published_ones(self):
         for name, epsilon in (("mnist", 0.3), ("cifar", 0.001)):
@@ -156,7 +188,7 @@ class ConfigsTest(chex.TestCase):
             self.assertTrue(published["abstention_counts"])
 
     def test_the_published_method_is_under_paper_and_learned_noise_is_not(self):
-        for path in FILES:
+        for path in TRAINED:
             settings, _ = load(path)
             learned = experiment.learns_noise(settings)
             paper = path.parent.name == "paper"

@@ -152,7 +152,7 @@ class CouplingProjectionTest(chex.TestCase):
     @parameterized.parameters(
         ({"epsilon": 0.0}, "epsilon=0.0 is not a positive"),
         ({"max_iterations": 0}, "max_iterations=0 is not a whole"),
-        ({"ground_metric": "l3"}, "'l3' is neither"),
+        ({"ground_metric": "l3"}, "ground_metric='l3' is not one of"),
         ({"mass": np.ones((5, 3, 2, 2, 1))}, r"must be \[H, W, C\] and \[k, k"),
         ({"center": np.ones((2, 2, 1), int)}, "convert it to floats"),
     )
@@ -391,7 +391,7 @@ class DualAttackTest(chex.TestCase):
         ({"epsilons": (0.0, 0.1)}, "epsilons=0.0 is not a positive"),
         ({"gamma": -1.0}, "gamma=-1.0 is not a positive"),
         ({"max_steps": 0}, "max_steps=0 is not a whole"),
-        ({"ground_metric": "l3"}, "'l3' is neither"),
+        ({"ground_metric": "l3"}, "ground_metric='l3' is not one of"),
     )
     def test_settings_refuse(self, arguments, message):
         with self.assertRaisesRegex(ValueError, message):

@@ -9,7 +9,7 @@ import numpy as np
 import oracles
 from absl.testing import absltest, parameterized
 
-from wsjax.attacks import FlowAttack, flow_attack, measure
+from wsjax.attacks import FlowAttack, Victim, flow_attack, measure, smoothed
 from wsjax.smoothing import ABSTAIN, make_smoothing, predict
 
 SHAPE = (4, 5, 1)
@@ -123,6 +123,72 @@ class FlowAttackTest(chex.TestCase):
         with self.assertRaisesRegex(ValueError, "restarts is random: pass key"):
             flow_attack(images, labels, classify, settings=twice)
 
+    @parameterized.parameters(1, 7)
+    def test_restarts_of_an_image_depend_on_its_key_alone(self, batch_size):
+        images, *_ = linear_case(2, 7)
+
+        # A wavy boundary: what a search finds depends on where it starts.
+        def classify(points):
+            sums = jnp.einsum("bhwc,hwck->bk", points, waves)
+            score = 2 + sums[:, 0] + 4 * jnp.sin(3 * sums[:, 1:]).sum(1)
+            return jnp.stack([-score, score], -1)
+
+        waves = np.random.default_rng(1).normal(size=(*SHAPE, 4)).astype(np.float32)
+        labels = np.asarray(classify(images).argmax(-1))
+        settings = dataclasses.replace(
+            SETTINGS, restarts=3, max_steps=4, start_radius=0.5
+        )
+        keys = jax.random.split(jax.random.key(0), 7)
+        expected, other = (
+            flow_attack(images, labels, classify, key=k, settings=settings)
+            for k in (keys, keys[::-1])
+        )
+        chosen = dataclasses.replace(settings, batch_size=batch_size)
+        for rows in (slice(0, 7), np.array([5, 2])):
+            found = flow_attack(
+                images[rows], labels[rows], classify, key=keys[rows], settings=chosen
+            )
+            np.testing.assert_allclose(found.epsilon, expected.epsilon[rows], rtol=1e-3)
+        apart = np.abs(other.epsilon / expected.epsilon - 1)
+        self.assertGreater(np.nanmax(apart), 0.02)
+
+    def test_no_question_is_asked_twice_under_one_key(self):
+        images, labels, weights = linear_case(0, 3)
+        seen = []
+
+        def answer(keys, points):
+            seen.extend(map(tuple, jax.random.key_data(keys).tolist()))
+            scores = np.tensordot(np.asarray(points), weights, 3)
+            return (scores > 0).astype(int)
+
+        victim = Victim(classifier(weights), answer=answer)
+        settings = dataclasses.replace(SETTINGS, max_steps=5, levels=255)
+        flow_attack(images, labels, victim, key=jax.random.key(0), settings=settings)
+        # Before, of two candidates ten times at least, and to verify.
+        self.assertGreater(len(seen), 3 * 20)
+        self.assertLen(set(seen), len(seen))
+
+    def test_early_answers_lead_and_others_count(self):
+        images, labels, weights = linear_case(0, 2)
+        asked = []
+
+        def early(keys, points, max_votes):
+            asked.append(max_votes)
+            return np.zeros(len(points), int)  # Of luck: always wrong.
+
+        victim = Victim(
+            classifier(weights),
+            answer=lambda keys, points: np.ones(len(points), int),
+            answer_early=early,
+        )
+        settings = dataclasses.replace(SETTINGS, max_steps=5, num_votes=123)
+        found = flow_attack(
+            images, labels, victim, key=jax.random.key(0), settings=settings
+        )
+        self.assertEqual(set(asked), {123})
+        self.assertTrue(found.success.all())
+        self.assertFalse(found.verified.any())
+
     def test_images_that_are_wrong_already_stay(self):
         images, labels, weights = linear_case(0, 2)
         result = flow_attack(images, 1 - labels, classifier(weights), settings=SETTINGS)
@@ -152,9 +218,11 @@ class FlowAttackTest(chex.TestCase):
         result = flow_attack(
             images,
             labels,
-            classifier(weights),
+            Victim(
+                classifier(weights),
+                answer=lambda keys, images: np.full(len(images), ABSTAIN),
+            ),
             key=jax.random.key(0),
-            decide=lambda keys, images: np.full(len(images), ABSTAIN),
             settings=SETTINGS,
         )
         self.assertFalse(result.success.any() or result.verified.any())
@@ -164,14 +232,14 @@ class FlowAttackTest(chex.TestCase):
         images, labels, weights = linear_case(0, 2)
         classify = classifier(weights)
         settings = dataclasses.replace(
-            SETTINGS, ground_metric="l2", num_samples=16, num_votes=400, n=1000
+            SETTINGS, ground_metric="l2", num_samples=16, num_votes=400
         )
+        victim = smoothed(classify, SMOOTHING, n=1000, alpha=0.05)
         result = flow_attack(
             images,
             labels,
-            classify,
+            victim,
             key=jax.random.key(0),
-            smoothing=SMOOTHING,
             settings=settings,
         )
         self.assertTrue(result.verified.all())
@@ -185,7 +253,7 @@ class FlowAttackTest(chex.TestCase):
             )
             self.assertEqual(answer.label, 0)
         with self.assertRaisesRegex(ValueError, "pass key="):
-            flow_attack(images, labels, classify, smoothing=SMOOTHING)
+            flow_attack(images, labels, victim)
 
     def test_broken_classifiers_are_named(self):
         images, labels, _ = linear_case(0, 2)
@@ -204,7 +272,6 @@ class FlowAttackTest(chex.TestCase):
         ({"max_steps": 0}, "max_steps=0"),
         ({"step_size": 0.0}, "step_size=0.0"),
         ({"levels": -1}, "levels=-1"),
-        ({"alpha": 0.95}, "alpha=0.95 .*0.05"),
     )
     def test_settings_outside_their_range(self, settings, message):
         with self.assertRaisesRegex(ValueError, message):

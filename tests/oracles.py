@@ -188,15 +188,26 @@ def pixel_distance(a, b, metric, torus=None):
 
 
 def wasserstein(mu, nu, metric, wrap=False):
-    """Exact W1 by linear programming over transport plans, channel by channel."""
+    """Exact W1: what the cheapest transport pays."""
+    torus = mu.shape[:2] if wrap else None
+    parcels = cheapest_transport(mu, nu, metric, wrap)
+    return sum(m * pixel_distance(a, b, metric, torus) for a, b, _, m in zip(*parcels))
+
+
+def cheapest_transport(mu, nu, metric, wrap=False):
+    """A linear program over all pairs of pixels, channel by channel.
+
+    Sources and targets `[P, 2]`, channels and masses `[P]` of its parcels, also of
+    those that stay where they are.
+    """
     height, width, channels = mu.shape
-    pixels = list(np.ndindex(height, width))
+    pixels = np.array(list(np.ndindex(height, width)))
     torus = (height, width) if wrap else None
     cost = [pixel_distance(a, b, metric, torus) for a in pixels for b in pixels]
     size = len(pixels)
     leaves = np.kron(np.eye(size), np.ones(size))
     arrives = np.kron(np.ones(size), np.eye(size))
-    total = 0.0
+    parcels = []
     for c in range(channels):
         result = optimize.linprog(
             cost,
@@ -204,8 +215,10 @@ def wasserstein(mu, nu, metric, wrap=False):
             b_eq=np.concatenate([mu[..., c].ravel(), nu[..., c].ravel()]),
         )
         assert result.success, result.message
-        total += result.fun
-    return total
+        used = np.flatnonzero(result.x > 0)
+        ends = pixels[used // size], pixels[used % size]
+        parcels.append((*ends, np.full(len(used), c), result.x[used]))
+    return tuple(map(np.concatenate, zip(*parcels)))
 
 
 def cheapest_plan(mu, nu, wrap=False):

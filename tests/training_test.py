@@ -15,6 +15,7 @@ from absl.testing import absltest, parameterized
 from tiny_runs import PERTURB, Tiny, separable, train
 
 from wsjax.console import signals
+from wsjax.data import dataset
 from wsjax.data.batches import epoch_batches
 from wsjax.training import checkpoints, loop, optimizers, steps
 from wsjax.training.metrics import read_metrics
@@ -263,6 +264,20 @@ class LoopTest(chex.TestCase):
                 np.testing.assert_array_equal(labels, data.labels[index])
         self.assertLen(seen, 10)
 
+    def test_a_stream_trains_like_the_same_images_in_memory(self):
+        class Stream(dataset.Dataset):
+            arrays = None
+
+        def streamed(*args, **kwargs):
+            held = separable(*args, **kwargs)
+            return Stream(**vars(held))
+
+        expected = train(self.folder / "arrays", num_epochs=1)
+        with mock.patch.object(tiny_runs, "separable", streamed):
+            actual = train(self.folder / "stream", num_epochs=1)
+        chex.assert_trees_all_equal(actual, expected)
+        self.assertEqual(*(read_metrics(self.folder / n) for n in ("stream", "arrays")))
+
     def test_metrics_leave_out_an_unfinished_line(self):
         lines = ['{"step": 1, "loss": 0.5}', '{"step": 2, "loss": 0.25}']
         text = "\n".join(lines) + "\n"
@@ -294,7 +309,7 @@ class LoopTest(chex.TestCase):
         self.addCleanup(logger.removeHandler, handler)
         with jax.log_compiles():
             # An optimizer of its own: nothing is compiled for it yet.
-            train(self.folder, num_epochs=4, make_optimizer=lambda _: own)
+            train(self.folder, num_epochs=4, make_optimizer=lambda _: own, perturb=None)
         self.assertLen(compiled, 2, "one training step, one evaluation step")
 
     def test_eight_devices_train_like_one(self):
@@ -346,7 +361,7 @@ class LoopTest(chex.TestCase):
         with self.assertRaisesRegex(
             FloatingPointError, "became (nan|inf) by step 5.*learning_rate"
         ):
-            train(self.folder, make_optimizer=lambda _: explosive)
+            train(self.folder, make_optimizer=lambda _: explosive, perturb=None)
         self.assertIsNone(checkpoints.Checkpoints(self.folder).latest_step)
 
 

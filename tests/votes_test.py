@@ -385,8 +385,9 @@ class CompilationTest(parameterized.TestCase):
         ones = np.ones(CLASSES, np.float32)
         first = run(ones, IMAGE, 30, 0)
 
+        # So memory, which is the program's, does not grow with the number of draws.
         with oracles.compilations() as compiled:
-            for seed, n in enumerate((30, 1, 500, 8)):
+            for seed, n in enumerate((30, 1, 7_919, 8)):
                 run(np.float32(seed + 2) * ones, (seed + 1) * IMAGE, n, seed)
             again = run(ones, IMAGE, 30, 0)
 
@@ -414,18 +415,6 @@ class CompilationTest(parameterized.TestCase):
             )
             won = count_votes(make_key(0), IMAGE, favour, perturb, n=3, block_size=8)
             np.testing.assert_array_equal(won, 3 * one_hot[winner])
-
-    @parameterized.parameters(*votes.BACKENDS)
-    def test_the_program_and_so_its_memory_do_not_know_the_number_of_draws(
-        self, backend
-    ):
-        def program(n):
-            run = functools.partial(count, n=n, block_size=8, backend=backend)
-            text = str(jax.make_jaxpr(run)(make_key(0), IMAGE))
-            # As a number it may occur, as the size of an array it may not.
-            return " ".join(text.replace(f"{n}:i32[]", "n").split())
-
-        self.assertEqual(program(7_919), program(104_729))
 
 
 class ErrorsTest(parameterized.TestCase):
@@ -537,10 +526,9 @@ class StepsTest(parameterized.TestCase):
             devices=jax.local_devices()[:1],
         )
 
-        # 12 copies of a block are once to find the number of classes, then three images
-        # and four draws. What is traced is what is compiled.
-        self.assertEqual(made[0], 12)
-        self.assertSetEqual(set(made[1:]), {3, 4})
+        # Three images and four draws, of which a block has 12 copies. What is traced is
+        # what is compiled.
+        self.assertSetEqual(set(made), {3, 4})
 
     @parameterized.named_parameters(
         ("one_image", 0, votes.Addition(Grid())),

@@ -10,6 +10,7 @@ in subpackages that are imported by name, and so does what is told of in fewer w
 from wsjax._version import __version__
 from wsjax.certifiers.at_radii import VotesAtRadii
 from wsjax.certifiers.base import Certificate, Certifier, Prediction
+from wsjax.certifiers.nearest import NearestNeighbours
 from wsjax.certifiers.pilot import PilotVotes
 from wsjax.certifiers.votes import Counting, FixedVotes
 from wsjax.fast_random import make_key
@@ -41,6 +42,7 @@ __all__ = [
     "FlowPlan",
     "FlowUniform",
     "GaussianView",
+    "NearestNeighbours",
     "NoiseLaw",
     "PilotVotes",
     "PixelLaplace",

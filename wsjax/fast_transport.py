@@ -40,7 +40,8 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from wsjax.flow import FlowPlan, flow_shape
-from wsjax.transport import _SAME, MASS_TOLERANCE, _excess, _pixel_distance
+from wsjax.metrics import check_ground_metric
+from wsjax.transport import _SAME, MASS_TOLERANCE, _excess
 
 
 def _mirrored(down, right):
@@ -568,7 +569,7 @@ def _evaluate(excess, answer, steepest, ground_metric):
 
 def _check(shape, ground_metric, iterations, tolerance):
     flow_shape(shape[1:])
-    _pixel_distance(np.zeros((0, 2)), ground_metric)  # Refuses unknown names.
+    check_ground_metric(ground_metric)
     if iterations < 1 or not tolerance >= 0:
         raise ValueError(
             f"iterations={iterations} should be at least 1, and tolerance={tolerance} "

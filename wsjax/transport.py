@@ -23,13 +23,14 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from wsjax.flow import FlowPlan, flow_shape
+from wsjax.metrics import check_ground_metric, pixel_distance
 
 # Pixels rounded to float32 are off by 6e-8 of themselves; a hundred such roundings
 # that all err the same way stay below this.
 MASS_TOLERANCE = 1e-5
 
 _SAME = 1e-12  # Less moved mass than this, as a fraction, is float64 rounding.
-_OPTIMAL = 1e-10  # What a plan may lose, as a fraction of the longest way.
+OPTIMAL = 1e-11  # What a plan may lose, as a fraction of the longest way.
 _SOLVER = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
 # With so many pairs of pixels or more, HiGHS on the grid catches up with POT on pairs.
 _MANY_PAIRS = 2**20
@@ -86,17 +87,48 @@ def exact_distance(
 
     Raises:
       ValueError: shapes differ; a pixel is NaN, infinite or negative; an image is
-        black; or a channel's masses differ.
+        black; or a channel's masses differ; or another ground metric.
 
     Source: Levine & Feizi, arXiv:1910.10783, Section 4, for the Manhattan distance as
     a flow problem.
     """
+    check_ground_metric(ground_metric)
     excess = _excess(a, b, mass_tolerance)
     pairs = ((excess > 0).sum((0, 1)) * (excess < 0).sum((0, 1))).max()
     if ground_metric == "l1" and (pairs > _MANY_PAIRS or _network_simplex() is None):
         return float(sum(np.abs(edges).sum() for edges in _flow(excess)))
-    plan = _plan(excess, ground_metric)
-    return float(plan.mass @ _pixel_distance(plan.source - plan.target, ground_metric))
+    return _bounds(excess, ground_metric)[1]
+
+
+def distance_bounds(
+    a: ArrayLike,
+    b: ArrayLike,
+    ground_metric: str = "l1",
+    *,
+    mass_tolerance: float = MASS_TOLERANCE,
+) -> tuple[float, float]:
+    """Two numbers between which `exact_distance` is, each with its proof.
+
+    Below, what prices prove that no pair of pixels undercuts (Kantorovich duality);
+    above, what a plan costs, plus the length of the longest way for each unit of mass
+    that it misplaces. The two differ by rounding, some 1e-14, by the network simplex,
+    and by up to 1e-8 by HiGHS, whose tolerances are coarser.
+
+    Args:
+      a: as in `exact_distance`, as are the other arguments.
+      b: the other image.
+      ground_metric: "l1" or "l2".
+      mass_tolerance: see `exact_distance`.
+
+    Returns:
+      `(lower, upper)`, in the unit of `exact_distance`; they are proved in exact
+      arithmetic, and evaluated in float64, with relative errors of some 1e-14.
+
+    Raises:
+      ValueError: as `exact_distance`.
+    """
+    check_ground_metric(ground_metric)
+    return _bounds(_excess(a, b, mass_tolerance), ground_metric)
 
 
 def exact_flow(
@@ -124,74 +156,6 @@ def exact_flow(
     return _flow(_excess(a, b, mass_tolerance))
 
 
-def exact_plan(
-    a: ArrayLike,
-    b: ArrayLike,
-    ground_metric: str = "l1",
-    *,
-    mass_tolerance: float = MASS_TOLERANCE,
-) -> TransportPlan:
-    """A cheapest transport plan from one image to another.
-
-    Mass that both images have in a pixel stays there and is not listed: under a
-    metric, moving it cannot help.
-
-    Args:
-      a: as in `exact_distance`, as are the other arguments.
-      b: the image to reach.
-      ground_metric: "l1" or "l2".
-      mass_tolerance: see `exact_distance`.
-
-    Returns:
-      `TransportPlan` of NumPy arrays, mass in fractions of the mass of `a`.
-
-    Raises:
-      ValueError: as `exact_distance`, or another ground metric.
-    """
-    return _plan(_excess(a, b, mass_tolerance), ground_metric)
-
-
-def dual_bound(
-    potential: np.ndarray,
-    a: ArrayLike,
-    b: ArrayLike,
-    ground_metric: str = "l1",
-    *,
-    mass_tolerance: float = MASS_TOLERANCE,
-) -> float:
-    """Lower bound on the distance of two images from any potential.
-
-    By Kantorovich duality no 1-Lipschitz potential changes its mean by more than the
-    distance. Each channel of `potential` is divided by its exact Lipschitz constant,
-    which for "l2" takes all pairs of pixels: seconds for a 100 x 100 image.
-
-    Args:
-      potential: `[H, W, C]` float.
-      a: as in `exact_distance`, as are the other arguments.
-      b: the other image.
-      ground_metric: "l1" or "l2".
-      mass_tolerance: see `exact_distance`.
-
-    Returns:
-      A number that does not exceed `exact_distance(a, b, ground_metric)`.
-
-    Raises:
-      ValueError: as `exact_distance`, or `potential` has another shape.
-    """
-    excess = _excess(a, b, mass_tolerance)
-    potential = np.asarray(potential, np.float64)
-    if potential.shape != excess.shape:
-        raise ValueError(
-            f"potential has shape {potential.shape}, the images {excess.shape}."
-        )
-    bound = 0.0
-    for channel in range(excess.shape[2]):
-        steepest = _lipschitz(potential[:, :, channel], ground_metric)
-        change = np.abs((potential * excess)[:, :, channel].sum())
-        bound += change / steepest if steepest > 0 else 0.0
-    return float(bound)
-
-
 def transport_cost(plan: TransportPlan, ground_metric: str = "l1") -> jax.Array:
     """What a transport plan pays: mass times distance, summed over parcels.
 
@@ -206,7 +170,7 @@ def transport_cost(plan: TransportPlan, ground_metric: str = "l1") -> jax.Array:
       ValueError: another ground metric.
     """
     mass = jnp.asarray(plan.mass)
-    distance = _pixel_distance(plan.source - plan.target, ground_metric, jnp)
+    distance = pixel_distance(plan.source - plan.target, ground_metric, jnp)
     return (mass * distance.astype(mass.dtype)).sum()
 
 
@@ -294,23 +258,20 @@ def _flow(excess):
     return flow
 
 
-def _plan(excess, ground_metric):
-    """A cheapest transport that carries off `excess` `[H, W, C]`."""
-    _pixel_distance(np.zeros((0, 2)), ground_metric)  # Refuses unknown names.
-    parcels = [_no_parcels()]
+def _bounds(excess, ground_metric):
+    """Bounds on the cost of carrying off `excess` `[H, W, C]`, as `distance_bounds`."""
+    bounds = np.zeros(2)
     for channel in range(excess.shape[2]):
         surplus = excess[:, :, channel]
         moved = np.abs(surplus).sum() / 2
         if moved > _SAME:
             source, target = np.argwhere(surplus > 0), np.argwhere(surplus < 0)
-            cost = _pixel_distance(source[:, None] - target, ground_metric)
+            cost = pixel_distance(source[:, None] - target, ground_metric)
             give, take = surplus[surplus > 0], -surplus[surplus < 0]
             # Where hardly anything moves, their sums differ by more than rounding.
             give, take = give / give.sum(), take / take.sum()
-            i, j, mass = _cheapest_plan(cost, give, take)
-            where = np.full(len(mass), channel)
-            parcels.append(TransportPlan(source[i], target[j], where, moved * mass))
-    return TransportPlan(*map(np.concatenate, zip(*parcels)))
+            bounds += np.multiply(moved, _cheapest(np.float64(cost), give, take))
+    return float(bounds[0]), float(bounds[1])
 
 
 def _cheapest_flow(surplus):
@@ -342,36 +303,41 @@ def _cheapest_flow(surplus):
     return vertical, flow[vertical.size :].reshape(height, width - 1)
 
 
-def _cheapest_plan(cost, give, take):
-    """Transport from `give` `[n]` to `take` `[m]` at the least `cost` `[n, m]`.
+def _cheapest(cost, give, take):
+    """Bounds on the least `cost` `[n, m]` of a transport from `give` to `take`.
 
-    Both have mass one. Returns origins, destinations and masses of the parcels.
+    Both have mass one, `[n]` and `[m]`.
     """
-    plan = _plan_by_network_simplex(cost, give, take)
-    return _plan_by_column_generation(cost, give, take) if plan is None else plan
+    bounds = _by_network_simplex(cost, give, take)
+    return _by_column_generation(cost, give, take) if bounds is None else bounds
 
 
-def _plan_by_network_simplex(cost, give, take):
+def _proved(cost, give, take, i, j, mass, prices):
+    """What parcels of `mass` from `i` to `j` and `prices` `[n + m]` prove."""
+    # Prices that no pair undercuts bound every plan from below. A plan that misplaces
+    # mass is off by at most half the longest way for each unit, at either end, and
+    # no way between any two of the pixels is longer than two of `cost`.
+    slack = cost - prices[: len(give), None] - prices[len(give) :]
+    lower = prices @ np.r_[give, take] + min(slack.min(), 0)
+    left = np.bincount(i, mass, len(give)) - give
+    arrived = np.bincount(j, mass, len(take)) - take
+    misplaced = np.abs(left).sum() + np.abs(arrived).sum()
+    return lower, mass @ cost[i, j] + misplaced * cost.max()
+
+
+def _by_network_simplex(cost, give, take):
     """By POT; None if that is not there, or if its answer is not proved optimal."""
     emd = _network_simplex()
     if emd is None:
         return None
-    cost = np.ascontiguousarray(cost, np.float64)
     with warnings.catch_warnings():
         # It warns when it stops early. The proof below does not rely on that.
         warnings.simplefilter("ignore")
         plan, log = emd(give, take, cost, numItermax=10_000_000, log=True)
     i, j = np.nonzero(plan > 0)
-    mass = plan[i, j]
-    # Prices that no pair undercuts bound every plan from below.
-    slack = cost - log["u"][:, None] - log["v"]
-    bound = log["u"] @ give + log["v"] @ take + min(slack.min(), 0)
-    misplaced = max(
-        np.abs(np.bincount(i, mass, len(give)) - give).max(),
-        np.abs(np.bincount(j, mass, len(take)) - take).max(),
-    )
-    optimal = mass @ cost[i, j] - bound <= _OPTIMAL * cost.max()
-    return (i, j, mass) if optimal and misplaced <= _SAME else None
+    prices = np.r_[log["u"], log["v"]]
+    lower, upper = _proved(cost, give, take, i, j, plan[i, j], prices)
+    return (lower, upper) if upper - lower <= OPTIMAL * cost.max() else None
 
 
 @functools.cache
@@ -393,7 +359,7 @@ def _network_simplex():
     return emd
 
 
-def _plan_by_column_generation(cost, give, take):
+def _by_column_generation(cost, give, take):
     """By HiGHS, from few pairs to as many as it takes.
 
     Most pairs of pixels are too far apart to be used, so the program starts with near
@@ -425,8 +391,9 @@ def _plan_by_column_generation(cost, give, take):
         reduced = np.where(listed, 0, cost - prices[:n, None] - prices[n:])
         helpful = reduced < -1e-9
         if not helpful.any():
-            mass = answer.x[: len(i)]
-            return i[mass > 0], j[mass > 0], mass[mass > 0]
+            # HiGHS may leave masses below zero, by its tolerance.
+            mass = answer.x[: len(i)].clip(min=0)
+            return _proved(cost, give, take, i, j, mass, prices)
         listed |= helpful & _smallest(reduced, 4)
 
 
@@ -435,34 +402,3 @@ def _smallest(matrix, count):
     rows = np.sort(matrix, axis=1)[:, [min(count, matrix.shape[1]) - 1]]
     columns = np.sort(matrix, axis=0)[[min(count, matrix.shape[0]) - 1]]
     return (matrix <= rows) | (matrix <= columns)
-
-
-def _pixel_distance(step, ground_metric, xp=np):
-    if ground_metric == "l1":
-        return xp.abs(step).sum(-1)
-    if ground_metric == "l2":
-        return xp.hypot(step[..., 0] * 1.0, step[..., 1] * 1.0)
-    raise ValueError(
-        f"ground_metric={ground_metric!r} is neither 'l1' (Manhattan) nor 'l2' "
-        f"(Euclidean)."
-    )
-
-
-def _lipschitz(potential, ground_metric):
-    """Largest slope of a potential `[H, W]` between any two pixels."""
-    if ground_metric == "l1":
-        # Neighbours suffice: a path of adjacent pixels has the Manhattan length.
-        steps = [np.diff(potential, axis=axis).ravel() for axis in (0, 1)]
-        return np.abs(np.concatenate([[0.0], *steps])).max()
-    pixels = np.argwhere(np.ones_like(potential))
-    values = potential.ravel()
-    steepest = 0.0
-    for n in range(1, len(pixels)):
-        distance = _pixel_distance(pixels[:n] - pixels[n], ground_metric)
-        steepest = max(steepest, (np.abs(values[:n] - values[n]) / distance).max())
-    return steepest
-
-
-def _no_parcels():
-    none = np.zeros((0, 2), np.int64)
-    return TransportPlan(none, none, none[:, 0], np.zeros(0))

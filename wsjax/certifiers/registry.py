@@ -2,6 +2,7 @@
 
 from wsjax.certifiers.at_radii import VotesAtRadii
 from wsjax.certifiers.base import Certifier
+from wsjax.certifiers.nearest import NearestNeighbours
 from wsjax.certifiers.pilot import PilotVotes
 from wsjax.certifiers.votes import FixedVotes
 
@@ -10,6 +11,7 @@ KINDS: dict[str, type[Certifier]] = {
     "votes": FixedVotes,
     "at_radii": VotesAtRadii,
     "pilot": PilotVotes,
+    "nearest": NearestNeighbours,
 }
 
 
