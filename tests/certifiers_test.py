@@ -316,6 +316,10 @@ class EveryKindTest(parameterized.TestCase):
         self.assertTrue(any(leaf is smoothing.noise for leaf in leaves))
         self.assertTrue(any(leaf is weights.args[0] for leaf in leaves))
 
+    def test_what_looks_at_votes_in_between_keeps_to_one_process(self):
+        alone = {name for name in VOTING if not registry.KINDS[name].several_processes}
+        self.assertEqual(alone, {"at_radii", "pilot"})
+
     def test_a_kind_that_there_is_not(self):
         with self.assertRaisesRegex(ValueError, "certify.method='vote' is not one of"):
             registry.get_kind("vote")

@@ -96,7 +96,7 @@ class CertifiedRadiusTest(parameterized.TestCase):
             self.assertEqual(together[i, j], alone)
 
     def test_refuses_what_is_no_bound_and_no_constant(self):
-        for bounds in ((NAN, 1.0), (1.0, NAN), ([1.0, NAN], 0.0)):
+        for bounds in ((NAN, 1.0), (1.0, NAN), ([1.0, NAN], 0), (0, [1.0, NAN])):
             with self.assertRaisesRegex(ValueError, "hold NaN"):
                 certified_radius(*bounds)
         for lipschitz in (0.0, -1.0, NAN, [1.0, 0.0]):
@@ -105,6 +105,9 @@ class CertifiedRadiusTest(parameterized.TestCase):
 
 
 class DecideTest(parameterized.TestCase):
+    def test_abstentions_are_no_class_and_keep_their_number_in_files(self):
+        self.assertEqual(ABSTAIN, -1)
+
     def test_by_hand(self):
         lower, upper = [0.5, 3.0, -1.0], [0.75, 3.5, 2.0]
 
@@ -157,6 +160,15 @@ class DecideTest(parameterized.TestCase):
         found = decide([1.0, 0.0, 0.0], [1.0, 0.5, 3.0], lipschitz=constants)
 
         self.assertEqual((found.label, found.upper, found.lipschitz), (ABSTAIN, 3, 0.1))
+
+    def test_of_several_that_may_lead_it_names_the_likeliest(self):
+        found = decide([1.0, 0.0, 0.0, 0.0], [1.0, 2.0, 3.0, 0.5])
+        self.assertEqual((found.label, found.upper), (ABSTAIN, 3.0))
+
+    def test_a_tie_is_no_lead_beside_a_lead_of_next_to_nothing(self):
+        own = 1.0 + 2.0**-52
+        found = decide([own, 0.0, 0.0], [2.0, 1.0, own])
+        self.assertEqual((found.label, found.upper), (ABSTAIN, own))
 
     def test_a_lead_of_next_to_nothing_has_a_label_and_no_radius(self):
         found = decide([1.0 + 2.0**-52, 0.0], [2.0, 1.0])

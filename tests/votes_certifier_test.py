@@ -169,6 +169,13 @@ class CertificateFromVotesTest(parameterized.TestCase):
             self.assertEqual(result.radius == 0.0, possible)
             self.assertEqual(result.selected, 0)
 
+    @parameterized.parameters(([9],), ([],), ([[5, 4]],), (9,))
+    def test_refuses_votes_of_fewer_than_two_classes(self, counts):
+        with self.assertRaisesRegex(ValueError, "at least two classes are needed"):
+            certificate_from_votes(
+                np.array([1, 1]), np.array(counts, int), LAPLACE.scores, alpha=0.05
+            )
+
     @parameterized.parameters(0.5, 0.95, 0.0)
     def test_refuses_alpha_and_counts_outside_their_range(self, alpha):
         ones = np.array([1, 1])
