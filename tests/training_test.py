@@ -43,7 +43,8 @@ class NoiseTest(chex.TestCase):
 
     def test_none_leaves_images_as_they_are(self):
         images = jnp.ones((2, 3, 3, 1))
-        self.assertIs(steps.perturb_batch(None, images, None, False), images)
+        noisy = steps.perturb_batch(jax.random.key(0), images, None, False)
+        chex.assert_trees_all_equal(noisy, images)
 
     @parameterized.named_parameters(("own", False), ("shared", True))
     def test_step_draws_anew_at_every_step_and_the_same_when_repeated(self, share):

@@ -10,7 +10,7 @@ import numpy as np
 import oracles
 from absl.testing import absltest, parameterized
 
-from wsjax import make_key, noise, votes
+from wsjax import gaussian, make_key, noise, votes
 from wsjax.votes import as_argument, count_votes, count_votes_each
 
 SHAPE, CLASSES = (2, 3, 2), 4
@@ -407,6 +407,28 @@ class CompilationTest(parameterized.TestCase):
         for seed in range(3):
             count_votes(make_key(seed), IMAGE, kept, perturb, n=9 + seed, block_size=8)
 
+    @parameterized.parameters((lambda law: law.perturb,), (votes.Addition,))
+    def test_equal_laws_and_those_of_other_arrays_are_not_traced_again(self, make):
+        rng = np.random.default_rng(3)
+        a, b = (rng.normal(size=(2, *SHAPE)) for _ in range(2))
+        for laws in (
+            [noise.FlowLaplace(0.3) for _ in range(2)],
+            [gaussian.GaussianView(a, b, IMAGE), gaussian.GaussianView(b, a, IMAGE)],
+        ):
+            chex.clear_trace_counter()
+            kept = as_argument(chex.assert_max_traces(classify, n=2))
+            settings = {"n": 20, "block_size": 8}
+            count_votes(make_key(1), IMAGE, kept, make(laws[0]), **settings)
+
+            with oracles.compilations() as compiled:
+                counts = count_votes(
+                    make_key(1), IMAGE, kept, make(laws[1]), **settings
+                )
+
+            self.assertEmpty(compiled)
+            expected = by_hand(make_key(1), range(20), perturb=laws[1].perturb)
+            np.testing.assert_array_equal(counts, expected)
+
     def test_new_weights_count(self):
         one_hot = np.eye(CLASSES, dtype=np.float32)
         for winner in range(CLASSES):
@@ -574,6 +596,28 @@ class AsArgumentTest(absltest.TestCase):
         self.assertEmpty(jax.tree.leaves(wrapped))
         images = np.ones((2, *SHAPE))
         np.testing.assert_array_equal(wrapped(images), classify(images))
+
+    def test_pytrees_and_their_methods_pass_with_their_arrays_as_leaves(self):
+        ramp = np.ones((2, *SHAPE), np.float32)
+        key = make_key(0)
+        for make in (
+            lambda law: law.perturb,
+            votes.Addition,
+            lambda law: votes.Addition(law).__call__,
+        ):
+            a, b = (
+                as_argument(make(gaussian.GaussianView(size * ramp, ramp, IMAGE)))
+                for size in (1, 2)
+            )
+            self.assertLen(jax.tree.leaves(a), 3)
+            self.assertEqual(jax.tree.structure(a), jax.tree.structure(b))
+            expected = gaussian.GaussianView(ramp, ramp, IMAGE).perturb(key, IMAGE)
+            np.testing.assert_allclose(a(key, IMAGE), expected, rtol=1e-5)
+
+    def test_methods_of_other_objects_are_fixed(self):
+        for function in (Grid().perturb, votes.Addition(Grid()), Steps().rest):
+            self.assertEmpty(jax.tree.leaves(as_argument(function)))
+            self.assertIs(as_argument(function).func, function)
 
     def test_wrapping_twice_gives_equal_static_parts(self):
         a, b = (jax.tree.structure(as_argument(classify)) for _ in range(2))

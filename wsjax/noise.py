@@ -236,9 +236,13 @@ class NoiseLaw:
         return law
 
     def __eq__(self, other):
-        return type(self) is type(other) and all(
-            np.array_equal(getattr(self, field.name), getattr(other, field.name))
-            for field in dataclasses.fields(self)
+        return (
+            self is other
+            or type(self) is type(other)
+            and all(
+                np.array_equal(getattr(self, field.name), getattr(other, field.name))
+                for field in dataclasses.fields(self)
+            )
         )
 
     def __hash__(self):

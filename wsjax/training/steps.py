@@ -84,7 +84,8 @@ def perturb_batch(
     Args:
       key: of this batch.
       images: float.
-      law: a `gaussian.NormalLaw` or a `learned_noise.FixedNoise`.
+      law: a `gaussian.NormalLaw`, a `learned_noise.FixedNoise`, or what the latter is
+        made of.
       share_noise: whether all images get the same draw (scaled by their own mass),
         as the paper's code does. By default each image draws its own.
       shift: `[B, ...]` added to the variables of the copies, or None.
@@ -92,6 +93,7 @@ def perturb_batch(
     Returns:
       Array of the shape and dtype of `images`.
     """
+    law = law if hasattr(law, "copy_of") else FixedNoise(law)
     if share_noise:
         one = law.variables(key)
         variables = jnp.broadcast_to(one, (len(images), *one.shape))
