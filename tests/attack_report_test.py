@@ -78,7 +78,8 @@ class JudgeTest(parameterized.TestCase):
     def test_what_is_invalid_is_repaired_before_it_is_asked_and_measured(self):
         images = self.images()
         moved = images.copy()
-        moved[1, 0, 0] = 1.5  # Above the range.
+        moved[1] *= (moved[1].sum() - 1.5) / (moved[1].sum() - moved[1, 0, 0, 0])
+        moved[1, 0, 0] = 1.5  # Above the range, of the same mass.
         moved[2] *= 0.5  # Without half of its mass.
         seen = []
 
