@@ -43,11 +43,12 @@ class CrossingsTest(parameterized.TestCase):
         attacks = [
             {"idx": 0, "verified": 1, "l1": 0.9, "l2": 0.09},
             {"idx": 10, "verified": 1, "l1": 0.9, "l2": 0.11},
+            {"idx": 20, "verified": 1, "l1": 0.9, "l2": 0.1},  # Balls are open.
         ]
         certificates = [
             {"idx": i, "label": 4, "predict": 4, "radius": 0.1} for i in (0, 10, 20)
         ]
-        self.assertEqual(self.crossings(attacks, certificates), ([0], 2))
+        self.assertEqual(self.crossings(attacks, certificates), ([0], 3))
 
     def test_the_metric_of_the_radii_is_the_one_compared(self):
         attacks = [{"idx": 0, "verified": 1, "l1": 0.9, "l2": 0.09}]
@@ -77,7 +78,8 @@ class JudgeTest(parameterized.TestCase):
     def test_what_is_invalid_is_repaired_before_it_is_asked_and_measured(self):
         images = self.images()
         moved = images.copy()
-        moved[1, 0, 0] = 1.5  # Above the range.
+        moved[1] *= (moved[1].sum() - 1.5) / (moved[1].sum() - moved[1, 0, 0, 0])
+        moved[1, 0, 0] = 1.5  # Above the range, of the same mass.
         moved[2] *= 0.5  # Without half of its mass.
         seen = []
 
@@ -200,8 +202,8 @@ class ScriptTest(parameterized.TestCase):
         self.folder = pathlib.Path(folder)
 
     def attack(self, indices, group_size):
-        """Runs it on blank images; what the attack and the judge drew from."""
-        image = np.full((4, 5, 1), 0.5, np.float32)
+        """Runs it; what the attack and the judge drew from, by index, and the rows."""
+        images = {i: np.full((4, 5, 1), i / 100, np.float32) for i in range(1, 20)}
         seen = {"attack": {}, "judge": {}}
 
         class Examples(dict):
@@ -209,9 +211,10 @@ class ScriptTest(parameterized.TestCase):
                 return self[index][0]
 
         def note(name, images, keys):
-            bits = jax.random.key_data(keys).tolist()
-            todo = [i for i in indices if i not in seen[name]][: len(images)]
-            seen[name].update(zip(todo, map(tuple, bits), strict=True))
+            bits = map(tuple, jax.random.key_data(keys).tolist())
+            those = np.rint(100 * images[:, 0, 0, 0]).astype(int).tolist()
+            self.assertEmpty(set(those) & set(seen[name]))
+            seen[name].update(zip(those, bits, strict=True))
 
         def run(images, labels, key):
             note("attack", images, key)
@@ -230,7 +233,7 @@ class ScriptTest(parameterized.TestCase):
                 case,
                 run,
                 None,
-                Examples({index: (image, 1) for index in range(20)}),
+                Examples({index: (image, 1) for index, image in images.items()}),
                 indices,
                 seed=5,
                 group_size=group_size,
@@ -254,7 +257,8 @@ class ScriptTest(parameterized.TestCase):
             if path.is_file():
                 path.unlink()
         first, _ = self.attack([3, 8], group_size=1)
-        seen, written = self.attack([11, 12], group_size=2)
+        seen, written = self.attack([3, 8, 11, 12], group_size=3)
+        self.assertEqual(list(seen["attack"]), [11, 12])
         for name, found in whole.items():
             self.assertEqual(first[name] | seen[name], found)
         self.assertEqual(written.ints("idx").tolist(), [3, 8, 11, 12])

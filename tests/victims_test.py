@@ -15,7 +15,16 @@ import tiny_runs
 from absl.testing import absltest, parameterized
 
 from wsjax import ABSTAIN, make_smoothing, predict, predict_early
-from wsjax.attacks import Victim, growing, smoothed, victims
+from wsjax.attacks import (
+    FlowAttack,
+    SinkhornAttack,
+    Victim,
+    flow_attack,
+    growing,
+    sinkhorn_attack,
+    smoothed,
+    victims,
+)
 
 SHAPE = (4, 5, 1)
 SMOOTHING = make_smoothing("flow_laplace", 0.05, "l2")
@@ -221,6 +230,41 @@ class GrowTest(chex.TestCase):
             wanted = 7 + result.steps.sum() + result.success.sum()
             self.assertLen(seen, wanted)
             self.assertLen(set(seen), wanted)
+
+
+class FreshDrawsTest(chex.TestCase):
+    """Steps and answers never share noise, nor do two steps or two searches."""
+
+    @parameterized.named_parameters(
+        ("sinkhorn", sinkhorn_attack, SinkhornAttack(max_steps=3, num_samples=2), 3),
+        ("flow", flow_attack, FlowAttack(max_steps=3, num_samples=2, restarts=2), 6),
+    )
+    def test_noise_is_drawn_once(self, attack, settings, searches):
+        images, labels = pictures(2), np.zeros(2, int)
+        stepped, asked = [], []
+
+        def perturb(key, image):
+            jax.debug.callback(
+                lambda bits: stepped.append(tuple(np.ravel(bits).tolist())),
+                jax.random.key_data(key),
+            )
+            return image
+
+        def answer(keys, points):
+            for key in keys:  # As votes are drawn under it.
+                draws = jax.random.key_data(jax.random.split(key, 2))
+                asked.extend(map(tuple, draws.tolist()))
+            return np.zeros(len(points), int)
+
+        victim = Victim(brightest_row, perturb, answer)
+        settings = dataclasses.replace(settings, batch_size=4)
+        attack(images, labels, victim, key=jax.random.key(1), settings=settings)
+        jax.effects_barrier()
+
+        # Some programs call back for noise that they do not use.
+        self.assertLen(set(stepped), 2 * 2 * searches)
+        self.assertEmpty(set(stepped) & set(asked))
+        self.assertLen(set(asked), len(asked))
 
 
 ADDED = """
