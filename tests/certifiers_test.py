@@ -310,10 +310,10 @@ class EveryKindTest(parameterized.TestCase):
 
     @EACH_VOTING
     def test_holds_its_classifier_and_its_law(self, name):
-        smoothing = make_smoothing("flow_laplace", 0.05, "l1")
+        smoothing = make_smoothing("power_law", 0.05, "l1", image_shape=(4, 4, 1))
         weights = jax.tree_util.Partial(lambda w, x: classify(w * x), np.ones(1))
         leaves = jax.tree.leaves(make(name, smoothing, weights).held())
-        self.assertTrue(any(leaf is smoothing.noise for leaf in leaves))
+        self.assertTrue(any(leaf is smoothing.noise.amplitude for leaf in leaves))
         self.assertTrue(any(leaf is weights.args[0] for leaf in leaves))
 
     def test_what_looks_at_votes_in_between_keeps_to_one_process(self):

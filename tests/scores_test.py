@@ -115,8 +115,8 @@ class DecideTest(parameterized.TestCase):
 
         self.assertEqual(found.label, 1)
         self.assertEqual(found.radius, certified_radius(3.0, 2.0))
-        self.assertEqual(found[2:], (3.0, 2.0, 2.0))
-        for value, kind in zip(found, (int, float, float, float, float)):
+        self.assertEqual(found[2:], (1, 3.0, 2.0, 2.0))
+        for value, kind in zip(found, (int, float, int, float, float, float)):
             self.assertIs(type(value), kind)
 
     def test_constants_of_pairs_may_differ(self):
@@ -127,7 +127,7 @@ class DecideTest(parameterized.TestCase):
         constants[1, 2] = 0.25
         found = decide(lower, upper, lipschitz=np.where(constants > 0, constants, 1))
 
-        self.assertEqual((found.label, found[2:]), (1, (2.0, -4.0, 3.0)))
+        self.assertEqual((found.label, found[2:]), (1, (1, 2.0, -4.0, 3.0)))
         self.assertEqual(found.radius, certified_radius(2.0, -4.0, 3.0))
         self.assertAlmostEqual(found.radius, 2.0, delta=1e-12)
 
@@ -211,7 +211,7 @@ class DecideTest(parameterized.TestCase):
             self.assertEqual(found.radius, min(radii.values()) if leads else 0.0)
             # The radius is what the three numbers beside it make.
             if leads:
-                self.assertEqual(found.radius, certified_radius(*found[2:]))
+                self.assertEqual(found.radius, certified_radius(*found[3:]))
             labels.add(found.label)
         self.assertGreater(len(labels), 3)
 
