@@ -168,7 +168,7 @@ class Certifier(abc.ABC):
 
         Args:
           run: has `classify` and `smoothing`, those that were trained or configured,
-            `ground_metric` and `training_set()`, each made when it is asked for.
+            and `training_set()`, each made when it is asked for.
           **settings: a value for each of `settings()`.
 
         Returns:

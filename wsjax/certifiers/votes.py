@@ -99,6 +99,7 @@ class Counter:
             devices = counting.devices or votes.all_devices()
             votes.check_groups(self.groups, len(devices))
             self._classify = votes.replicate(self._classify, devices)
+            self._perturb = votes.replicate(self._perturb, devices)
 
     def one(self, key: jax.Array, image: Any, n: int, start: int = 0) -> jax.Array:
         """`votes.count_votes`."""

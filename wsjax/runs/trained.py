@@ -121,11 +121,6 @@ class Run:
         """Noise law and theorem."""
         return self._trained.smoothing
 
-    @property
-    def ground_metric(self) -> str:
-        """That of the config."""
-        return self._config.smoothing.ground_metric
-
     def training_set(self) -> Examples:
         """The training split."""
         return Examples(self._config.data, "train")
