@@ -294,6 +294,11 @@ class EveryKindTest(parameterized.TestCase):
 
         made = kind.from_run(run, **settings)
 
+        self.assertTrue(kind.random)
+        # Nothing is set that would name another kind, nor how many groups there are.
+        if kind.trigger:
+            self.assertFalse(kind.settings()[kind.trigger])
+        self.assertEqual(settings.get("groups", 0), 0)
         self.assertIs(type(made), kind)
         self.assertIs(made.classify, classify)
         self.assertEqual((made.n0, made.n, made.alpha), (1_000, 10_000, 0.05))
@@ -310,11 +315,11 @@ class EveryKindTest(parameterized.TestCase):
 
     @EACH_VOTING
     def test_holds_its_classifier_and_its_law(self, name):
-        smoothing = make_smoothing("flow_laplace", 0.05, "l1")
+        smoothing = make_smoothing("power_law", 0.05, "l1", image_shape=SHAPE)
         weights = jax.tree_util.Partial(lambda w, x: classify(w * x), np.ones(1))
         leaves = jax.tree.leaves(make(name, smoothing, weights).held())
-        self.assertTrue(any(leaf is smoothing.noise for leaf in leaves))
-        self.assertTrue(any(leaf is weights.args[0] for leaf in leaves))
+        for array in (smoothing.noise.amplitude, weights.args[0]):
+            self.assertTrue(any(leaf is array for leaf in leaves))
 
     def test_what_looks_at_votes_in_between_keeps_to_one_process(self):
         alone = {name for name in VOTING if not registry.KINDS[name].several_processes}
