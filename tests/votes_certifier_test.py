@@ -450,6 +450,10 @@ class PredictTest(parameterized.TestCase):
 
             self.assertAlmostEqual(result.p_value, p_value, delta=1e-12)
             self.assertEqual(result.label, 2 if p_value <= alpha else ABSTAIN)
+            # At most alpha: equal will do.
+            if first > 20 and result.p_value < 0.5:
+                equal = prediction_from_votes(counts, result.p_value)
+                self.assertEqual(equal.label, 2)
 
     @parameterized.parameters(0.0, 0.5, 0.95)
     def test_refuses_confidence_in_place_of_alpha(self, alpha):
