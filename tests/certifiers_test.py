@@ -226,7 +226,6 @@ class ProgramsTest(parameterized.TestCase):
             traces.append(images.shape)
             return classify(images)
 
-        counting = jax.tree_util.Partial(counting)
         first, second = self.smoothings(name)
         self.assertIsNot(first.noise, second.noise)
         self.assertEqual(first, second)
@@ -243,16 +242,6 @@ class ProgramsTest(parameterized.TestCase):
             other.predict(IMAGES[1], key)
 
         self.assertEmpty(traces)
-        self.assertEmpty(compiled)
-
-    @parameterized.parameters(*VOTING)
-    def test_a_plain_function_is_not_compiled_again_either(self, kind):
-        first, second = self.smoothings("flow_laplace")
-        for smoothing in (first, second):
-            with oracles.compilations() as compiled:
-                certifier = make(kind, smoothing)
-                certifier.certify(IMAGES[0], make_key(0))
-                certifier.predict(IMAGES[0], make_key(0))
         self.assertEmpty(compiled)
 
 
@@ -315,11 +304,11 @@ class EveryKindTest(parameterized.TestCase):
 
     @EACH_VOTING
     def test_holds_its_classifier_and_its_law(self, name):
-        smoothing = make_smoothing("power_law", 0.05, "l1", image_shape=SHAPE)
+        smoothing = make_smoothing("power_law", 0.05, "l1", image_shape=(4, 4, 1))
         weights = jax.tree_util.Partial(lambda w, x: classify(w * x), np.ones(1))
         leaves = jax.tree.leaves(make(name, smoothing, weights).held())
-        for array in (smoothing.noise.amplitude, weights.args[0]):
-            self.assertTrue(any(leaf is array for leaf in leaves))
+        self.assertTrue(any(leaf is smoothing.noise.amplitude for leaf in leaves))
+        self.assertTrue(any(leaf is weights.args[0] for leaf in leaves))
 
     def test_what_looks_at_votes_in_between_keeps_to_one_process(self):
         alone = {name for name in VOTING if not registry.KINDS[name].several_processes}

@@ -220,6 +220,44 @@ class CountVotesEachTest(parameterized.TestCase):
         chex.assert_type(actual, np.int32)
         np.testing.assert_array_equal(actual, expected)
 
+    @parameterized.parameters(*votes.BACKENDS)
+    def test_every_block_is_classified_once(self, backend):
+        blocks = []
+
+        def watched(images):
+            jax.debug.callback(lambda _: blocks.append(len(images)), images[0, 0, 0, 0])
+            return classify(images)
+
+        self.count(
+            self.keys(3),
+            IMAGES[:3],
+            classify=watched,
+            devices=some_devices(self, 4),
+            groups=2,
+            backend=backend,
+        ).block_until_ready()
+        jax.effects_barrier()
+
+        # 45 draws in blocks of 8; the place of a fourth image stays empty.
+        self.assertEqual(blocks, [8] * 3 * 6)
+
+    @parameterized.parameters(*votes.BACKENDS)
+    def test_weights_and_keys_may_lie_anywhere(self, backend):
+        devices = some_devices(self, 4)
+        weights = np.arange(1, CLASSES + 1, dtype=np.float32)
+        key, weighted = jax.device_put(
+            (make_key(20), jax.tree_util.Partial(weigh, weights)), devices[1]
+        )
+        settings = {"classify": weighted, "devices": devices, "backend": backend}
+
+        (actual,) = self.count([key], IMAGES[:1], **settings)
+
+        expected = by_hand(
+            make_key(20), range(45), lambda images: weights * classify(images),
+            image=IMAGES[0],
+        )  # fmt: skip
+        np.testing.assert_array_equal(actual, expected)
+
     def test_broken_logits_vote_for_nobody(self):
         def sometimes(images):
             logits = classify(images)
@@ -430,11 +468,12 @@ class CompilationTest(parameterized.TestCase):
             np.testing.assert_array_equal(counts, expected)
 
     def test_new_weights_count(self):
+        def add(weights, images):
+            return weights + 0 * classify(images)
+
         one_hot = np.eye(CLASSES, dtype=np.float32)
         for winner in range(CLASSES):
-            favour = jax.tree_util.Partial(
-                lambda weights, images: weights + 0 * classify(images), one_hot[winner]
-            )
+            favour = jax.tree_util.Partial(add, one_hot[winner])
             won = count_votes(make_key(0), IMAGE, favour, perturb, n=3, block_size=8)
             np.testing.assert_array_equal(won, 3 * one_hot[winner])
 
@@ -530,7 +569,8 @@ class StepsTest(parameterized.TestCase):
             np.testing.assert_array_equal(row, expected)
             np.testing.assert_array_equal(again, expected)
 
-    def test_first_steps_are_made_of_images_and_of_draws_not_of_copies(self):
+    @parameterized.parameters((Grid(),), (noise.FlowLaplace(0.1),))
+    def test_first_steps_are_made_of_images_and_of_draws_not_of_copies(self, law):
         made = []
 
         class Watched(Steps):
@@ -542,7 +582,7 @@ class StepsTest(parameterized.TestCase):
             make_key(0),
             self.stack,
             self.classifier(Watched),
-            votes.Addition(Grid()),
+            votes.Addition(law),
             n=20,
             block_size=12,
             devices=jax.local_devices()[:1],
@@ -598,8 +638,10 @@ class AsArgumentTest(absltest.TestCase):
         np.testing.assert_array_equal(wrapped(images), classify(images))
 
     def test_pytrees_and_their_methods_pass_with_their_arrays_as_leaves(self):
-        ramp = np.ones((2, *SHAPE), np.float32)
-        key = make_key(0)
+        ramp, key = np.ones((2, *SHAPE), np.float32), make_key(0)
+        law = gaussian.GaussianView(ramp, ramp, IMAGE)
+        copy = jax.jit(lambda perturb: perturb(key, IMAGE))
+        expected = copy(jax.tree_util.Partial(law.perturb))
         for make in (
             lambda law: law.perturb,
             votes.Addition,
@@ -611,8 +653,7 @@ class AsArgumentTest(absltest.TestCase):
             )
             self.assertLen(jax.tree.leaves(a), 3)
             self.assertEqual(jax.tree.structure(a), jax.tree.structure(b))
-            expected = gaussian.GaussianView(ramp, ramp, IMAGE).perturb(key, IMAGE)
-            np.testing.assert_allclose(a(key, IMAGE), expected, rtol=1e-5)
+            np.testing.assert_allclose(copy(a), expected, rtol=1e-5)
 
     def test_methods_of_other_objects_are_fixed(self):
         for function in (Grid().perturb, votes.Addition(Grid()), Steps().rest):

@@ -59,9 +59,8 @@ def as_argument(function: Callable) -> jax.tree_util.Partial:
 
 
 def _is_tree_of_arrays(value):
-    return not jax.tree_util.all_leaves([value]) and all(
-        isinstance(leaf, (np.ndarray, jax.Array)) for leaf in jax.tree.leaves(value)
-    )
+    leaves = jax.tree.leaves(value)  # Of what is no pytree: itself.
+    return all(isinstance(leaf, (np.ndarray, jax.Array)) for leaf in leaves)
 
 
 def _call(function, *arguments):
@@ -373,14 +372,12 @@ def _shares(images, devices, groups):
     each, members = -(-len(images) // groups), len(devices) // groups
     places = np.minimum(np.arange(groups * each), len(images) - 1).reshape(groups, -1)
 
-    def of_device(index: Any) -> np.ndarray:
+    def part(index):
         return images[places[(index[0].start or 0) // members]][None]
 
-    return jax.make_array_from_callback(
-        (len(devices), each, *images.shape[1:]),
-        NamedSharding(_mesh(devices), PartitionSpec(_AXIS)),
-        of_device,
-    )
+    shape = (len(devices), each, *images.shape[1:])
+    by_device = NamedSharding(_mesh(devices), PartitionSpec(_AXIS))
+    return jax.make_array_from_callback(shape, by_device, part)
 
 
 @functools.cache
@@ -424,9 +421,7 @@ def _program(block_size, devices, groups, backend, alone):
     everywhere = PartitionSpec()
     return jax.jit(
         jax.shard_map(
-            lambda classify, perturb, keys, draws, images: on_one_device(
-                classify, perturb, keys, draws, images[0]
-            ),
+            lambda c, p, k, d, images: on_one_device(c, p, k, d, images[0]),
             mesh=_mesh(devices),
             in_specs=(*(everywhere,) * 4, PartitionSpec(_AXIS)),
             out_specs=everywhere,

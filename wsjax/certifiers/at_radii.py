@@ -14,12 +14,11 @@ from typing import Any, ClassVar, NamedTuple, Self
 import jax
 import numpy as np
 
-from wsjax import sequential
+from wsjax import scores, sequential
 from wsjax.certificates import ProbabilityScores
 from wsjax.certifiers import queue
 from wsjax.certifiers.base import Certificate, Outcomes, Prediction
 from wsjax.certifiers.votes import Drawing, VoteCertifier, needed, share
-from wsjax.scores import ABSTAIN
 
 FIRST_LOOK = 100
 
@@ -154,20 +153,12 @@ class VotesAtRadii(VoteCertifier):
                     decisions[reached] == sequential.GIVEN_UP
                 ):
                     break
-            own, others = -math.inf, math.inf
+            own, others, radius = -math.inf, math.inf, 0.0
             if reached:  # Then the probability is above its threshold.
-                own, others = map(float, theorem.bounds(thresholds[reached - 1]))
-            return [
-                Certificate(
-                    label=selected if reached else ABSTAIN,
-                    radius=float(self.radii[reached - 1]) if reached else 0.0,
-                    selected=selected,
-                    lower=own,
-                    upper=others,
-                    lipschitz=2.0,
-                    evidence=LookEvidence(selection_votes, counts),
-                )
-            ]
+                own, others = theorem.bounds(thresholds[reached - 1])
+                radius = float(self.radii[reached - 1])
+            decision = scores.lead(selected, own, others)._replace(radius=radius)
+            return [Certificate(*decision, LookEvidence(selection_votes, counts))]
 
         return queue.run(work, images, needed(keys), 1, 3)
 

@@ -13,8 +13,6 @@ from typing import Any, ClassVar, NamedTuple, Self
 import jax
 import numpy as np
 
-from wsjax import scores
-
 
 class Certificate(NamedTuple):
     """What a certifier found out about one image.
@@ -210,16 +208,3 @@ class Certifier(abc.ABC):
         Raises:
           ValueError: the rows contradict themselves.
         """
-
-
-def from_decision(decision: scores.Decision, selected: int, evidence: Any):
-    """A `Certificate` of what `scores.decide` found."""
-    return Certificate(
-        label=decision.label,
-        radius=decision.radius,
-        selected=selected,
-        lower=decision.lower,
-        upper=decision.upper,
-        lipschitz=decision.lipschitz,
-        evidence=evidence,
-    )

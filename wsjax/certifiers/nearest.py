@@ -95,7 +95,7 @@ class NearestNeighbours(base.Certifier):
                 float(found.distances[1]),
                 found.num_exact,
             )
-            yield base.from_decision(decision, selected, evidence)
+            yield Certificate(*decision, evidence)
 
     def predict_each(
         self, images: Iterable[Any], keys: Iterable[jax.Array] | None = None

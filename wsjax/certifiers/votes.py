@@ -527,12 +527,8 @@ def certificate_from_votes(
         runner_up = min(runner_up, 1.0 - p_lower)
     else:
         p_lower = float(confidence.lower_bound(estimation_votes[selected], n, alpha))
-    own, rest = map(float, theorem.bounds(p_lower, runner_up))
-    # The scores of one class and, as a bound, of any other.
-    decision = scores.decide(np.array([own, -np.inf]), np.array([np.inf, rest]), 0)
-    return base.from_decision(
-        decision._replace(label=selected if decision.label == 0 else ABSTAIN),
-        selected,
+    return Certificate(
+        *scores.lead(selected, *theorem.bounds(p_lower, runner_up)),
         VoteEvidence(p_lower, runner_up, selection_votes, estimation_votes),
     )
 
