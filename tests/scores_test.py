@@ -233,7 +233,13 @@ class DecideTest(parameterized.TestCase):
 
 class LeadTest(parameterized.TestCase):
     def test_of_two_classes_it_is_what_bounds_on_all_scores_decide(self):
-        for lower, upper in ((3.0, 1.0), (1.0, 1.0), (1.0, 3.0), (INF, 1.0), (1.0, INF)):
+        for lower, upper in (
+            (3.0, 1.0),
+            (1.0, 1.0),
+            (1.0, 3.0),
+            (INF, 1.0),
+            (1.0, INF),
+        ):
             for lipschitz in (2.0, 0.5):
                 expected = decide([lower, -INF], [INF, upper], 0, lipschitz)
                 self.assertEqual(lead(0, lower, upper, lipschitz), expected)
