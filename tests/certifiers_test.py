@@ -28,8 +28,8 @@ from wsjax import (
     spectrum,
 )
 from wsjax.certifiers import registry
-from wsjax.certifiers.base import Certificate, Certifier
-from wsjax.certifiers.votes import prediction_from_votes
+from wsjax.certifiers.base import Certificate, Certifier, Prediction
+from wsjax.certifiers.votes import VoteCertifier, prediction_from_votes
 from wsjax.runs import report
 from wsjax.runs.rows import RowWriter, read_rows
 
@@ -309,6 +309,14 @@ class EveryKindTest(parameterized.TestCase):
         leaves = jax.tree.leaves(make(name, smoothing, weights).held())
         self.assertTrue(any(leaf is smoothing.noise.amplitude for leaf in leaves))
         self.assertTrue(any(leaf is weights.args[0] for leaf in leaves))
+
+    def test_without_votes_there_is_nothing_random_and_nothing_to_share(self):
+        for kind in registry.KINDS.values():
+            if not issubclass(kind, VoteCertifier):
+                self.assertFalse(kind.random)
+                bare = object.__new__(kind)
+                self.assertEqual((bare.batch, bare.one_key), (1, False))
+        self.assertEqual(Prediction(3), (3, 0.0, None))
 
     def test_what_looks_at_votes_in_between_keeps_to_one_process(self):
         alone = {name for name in VOTING if not registry.KINDS[name].several_processes}
