@@ -318,6 +318,37 @@ class EveryTheoremTest(parameterized.TestCase):
             self.assertIn("rows and columns", str(caught.exception))
 
 
+class ProbabilityScoresTest(parameterized.TestCase):
+    """Made by hand, as rows on file are read back."""
+
+    @parameterized.parameters(
+        ({"function": "cauchy"}, "function='cauchy' is not one of .*gaussian"),
+        ({"scale": 0.0}, "scale=0.0 is not a positive finite number"),
+        ({"scale": -1.0}, "scale=-1.0 is not a positive"),
+        ({"scale": math.inf}, "scale=inf is not a positive"),
+        ({"scale": math.nan}, "scale=nan is not a positive"),
+        ({"scale": None}, "scale=None is not a positive"),
+        ({"ground_metric": "L1"}, "ground_metric='L1' is not one of"),
+    )
+    def test_refuses_what_has_no_meaning(self, change, message):
+        usual = {"function": "laplace", "scale": 1.0, "ground_metric": "l1"}
+        certificates.ProbabilityScores(**usual)
+        with self.assertRaisesRegex(ValueError, message):
+            certificates.ProbabilityScores(**(usual | change))
+
+    @parameterized.parameters(*THEOREMS)
+    def test_scores_grow_and_know_probabilities(self, name):
+        theorem = getattr(certificates, name)(0.7, "l1")
+        p = np.linspace(0, 1, 101)
+        scores = theorem(p)
+        self.assertEqual((scores.dtype, scores.shape), (np.float64, (101,)))
+        self.assertTrue((np.diff(scores) > 0).all())
+        self.assertIsInstance(theorem(0.3), np.float64)
+        for bad in (-0.1, 1.1, math.nan):
+            with self.assertRaisesRegex(ValueError, "p=.*is not a probability"):
+                theorem(bad)
+
+
 class GroundMetricTest(parameterized.TestCase):
     @parameterized.parameters(
         flow_laplace,

@@ -28,8 +28,8 @@ from wsjax import (
     spectrum,
 )
 from wsjax.certifiers import registry
-from wsjax.certifiers.base import Certificate, Certifier
-from wsjax.certifiers.votes import prediction_from_votes
+from wsjax.certifiers.base import Certificate, Certifier, Prediction
+from wsjax.certifiers.votes import VoteCertifier, prediction_from_votes
 from wsjax.runs import report
 from wsjax.runs.rows import RowWriter, read_rows
 
@@ -226,7 +226,6 @@ class ProgramsTest(parameterized.TestCase):
             traces.append(images.shape)
             return classify(images)
 
-        counting = jax.tree_util.Partial(counting)
         first, second = self.smoothings(name)
         self.assertIsNot(first.noise, second.noise)
         self.assertEqual(first, second)
@@ -243,16 +242,6 @@ class ProgramsTest(parameterized.TestCase):
             other.predict(IMAGES[1], key)
 
         self.assertEmpty(traces)
-        self.assertEmpty(compiled)
-
-    @parameterized.parameters(*VOTING)
-    def test_a_plain_function_is_not_compiled_again_either(self, kind):
-        first, second = self.smoothings("flow_laplace")
-        for smoothing in (first, second):
-            with oracles.compilations() as compiled:
-                certifier = make(kind, smoothing)
-                certifier.certify(IMAGES[0], make_key(0))
-                certifier.predict(IMAGES[0], make_key(0))
         self.assertEmpty(compiled)
 
 
@@ -294,6 +283,11 @@ class EveryKindTest(parameterized.TestCase):
 
         made = kind.from_run(run, **settings)
 
+        self.assertTrue(kind.random)
+        # Nothing is set that would name another kind, nor how many groups there are.
+        if kind.trigger:
+            self.assertFalse(kind.settings()[kind.trigger])
+        self.assertEqual(settings.get("groups", 0), 0)
         self.assertIs(type(made), kind)
         self.assertIs(made.classify, classify)
         self.assertEqual((made.n0, made.n, made.alpha), (1_000, 10_000, 0.05))
@@ -315,6 +309,14 @@ class EveryKindTest(parameterized.TestCase):
         leaves = jax.tree.leaves(make(name, smoothing, weights).held())
         self.assertTrue(any(leaf is smoothing.noise.amplitude for leaf in leaves))
         self.assertTrue(any(leaf is weights.args[0] for leaf in leaves))
+
+    def test_without_votes_there_is_nothing_random_and_nothing_to_share(self):
+        for kind in registry.KINDS.values():
+            if not issubclass(kind, VoteCertifier):
+                self.assertFalse(kind.random)
+                bare = object.__new__(kind)
+                self.assertEqual((bare.batch, bare.one_key), (1, False))
+        self.assertEqual(Prediction(3), (3, 0.0, None))
 
     def test_what_looks_at_votes_in_between_keeps_to_one_process(self):
         alone = {name for name in VOTING if not registry.KINDS[name].several_processes}

@@ -359,6 +359,11 @@ class PilotTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, r"outside \(0, 1\)"):
             self.pilot(9, loss)
 
+    def test_refuses_what_votes_of_a_fixed_number_refuse(self):
+        for change in ({"alpha": 0.95}, {"n0": 0}, {"use_runner_up": "maybe"}):
+            with self.assertRaisesRegex(ValueError, f"{next(iter(change))}="):
+                dataclasses.replace(self.pilot(9), **change)
+
     def test_refuses_shared_draws(self):
         with self.assertRaisesRegex(ValueError, "a number of votes of its own"):
             dataclasses.replace(self.pilot(9), share_draws=2)

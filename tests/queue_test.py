@@ -124,7 +124,9 @@ class QueueTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "all black"):
             next(results)
         # Nothing after it is begun.
-        self.assertNotIn(("start", [7.0]), self.log)
+        starts = (entry[1] for entry in self.log if entry[0] == "start")
+        begun = [*itertools.chain.from_iterable(starts)]
+        self.assertEqual(begun, [*range(1, good + 1)])
 
     @parameterized.parameters(1, 2, 3)
     def test_work_that_fails_costs_no_result_before_it(self, in_flight):
@@ -143,6 +145,26 @@ class QueueTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "no answer to 1.0"):
             next(results)
         self.assertNotIn(("start", [3.0]), self.log)
+
+    def test_what_fails_behind_others_ends_the_reading_too(self):
+        results = self.run_queue(
+            images(*range(1, 20)), fails=(2.0,), in_flight=2,
+            steps=lambda value: 9 if value == 1 else 1,
+        )  # fmt: skip
+        self.assertEqual(next(results), (1.0, 0))
+        with self.assertRaisesRegex(ValueError, "no answer to 2.0"):
+            next(results)
+        self.assertNotIn(("start", [3.0]), self.log)
+
+    def test_work_that_fails_at_once_ends_the_reading(self):
+        def broken(given, keys):
+            self.log.append(("start", [float(given[0][0, 0, 0])]))
+            raise ValueError("no answer at all")
+            yield
+
+        with self.assertRaisesRegex(ValueError, "no answer at all"):
+            next(queue.run(broken, images(1.0, 2.0, 3.0), range(3), 1, 3))
+        self.assertEqual(self.log, [("start", [1.0])])
 
     def test_the_first_failure_is_the_one_that_is_told(self):
         results = self.run_queue(

@@ -8,7 +8,7 @@ import numpy as np
 import oracles
 from absl.testing import absltest, parameterized
 
-from wsjax.scores import ABSTAIN, certified_radius, decide
+from wsjax.scores import ABSTAIN, certified_radius, decide, lead
 
 INF, NAN = math.inf, math.nan
 
@@ -229,6 +229,35 @@ class DecideTest(parameterized.TestCase):
     def test_refuses_nan_and_disorder(self, lower, upper):
         with self.assertRaisesRegex(ValueError, "hold NaN or are in disorder"):
             decide(lower, upper)
+
+
+class LeadTest(parameterized.TestCase):
+    def test_of_two_classes_it_is_what_bounds_on_all_scores_decide(self):
+        for lower, upper in (
+            (3.0, 1.0),
+            (1.0, 1.0),
+            (1.0, 3.0),
+            (INF, 1.0),
+            (1.0, INF),
+        ):
+            for lipschitz in (2.0, 0.5):
+                expected = decide([lower, -INF], [INF, upper], 0, lipschitz)
+                self.assertEqual(lead(0, lower, upper, lipschitz), expected)
+        self.assertEqual(lead(0, 3.0, 1.0), lead(0, 3.0, 1.0, 2.0))
+
+    def test_the_class_goes_by_its_number(self):
+        found = lead(7, np.float64(3.0), np.float64(1.0))
+        self.assertEqual((found.label, found.selected), (7, 7))
+        self.assertEqual(found.radius, certified_radius(3.0, 1.0))
+        found = lead(7, 1.0, 1.0)
+        self.assertEqual((found.label, found.radius), (ABSTAIN, 0.0))
+        self.assertEqual(found[2:], (7, 1.0, 1.0, 2.0))
+        for value, kind in zip(found, (int, float, int, float, float, float)):
+            self.assertIs(type(value), kind)
+
+    def test_refuses_nan(self):
+        with self.assertRaisesRegex(ValueError, "hold NaN"):
+            lead(0, NAN, 1.0)
 
 
 class TheoremTest(parameterized.TestCase):

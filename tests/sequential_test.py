@@ -304,6 +304,11 @@ class DecideTest(parameterized.TestCase):
         self.assertEqual(decide(100, 100, p0, n=n, **options), UNDECIDED)
         self.assertEqual(decide(99, 100, p0, n=n, **options), GIVEN_UP)
 
+    def test_one_vote_is_a_number_of_votes(self):
+        # The bound of one vote for the class is 0.025.
+        self.assertEqual(decide(1, 1, 0.02, n=1, alpha=0.05), CERTIFIED)
+        self.assertEqual(decide(1, 1, 0.03, n=1, alpha=0.05), GIVEN_UP)
+
     def test_refuses_what_makes_no_sense(self):
         for s, t, n in [(3, 2, 5), (3, 6, 5), (0, 0, 0), (1, 2, 2.5)]:
             with self.assertRaisesRegex(ValueError, "0 <= successes <= trials <= n"):

@@ -128,6 +128,7 @@ class CertificateFromVotesTest(parameterized.TestCase):
         ((10_000, 0, 0), "never"),
         ((3, 15, 2), "always"),
         ((0, 0, 20), "never"),
+        ((7, 7, 6), "never"),
     )
     def test_selection_votes_alone_decide_whether_others_are_bounded(self, chosen, way):
         # Whatever the fresh votes turn out to be, those that fit the choice or not.
@@ -144,6 +145,20 @@ class CertificateFromVotesTest(parameterized.TestCase):
             )
             self.assertEqual(actual[:-1], expected[:-1])
             self.assertEqual(actual.evidence[:2], expected.evidence[:2])
+
+    def test_choosing_is_best_for_votes_in_proportion(self):
+        rng = np.random.default_rng(0)
+        for chosen in rng.multinomial(20, rng.dirichlet(np.ones(3), 100)):
+            # 997 has no share in whole votes; the leader gets what is left.
+            fresh = chosen * 997 // 20
+            fresh[chosen.argmax()] += 997 - fresh.sum()
+            ways = {
+                way: certificate_from_votes(
+                    chosen, fresh, LAPLACE.scores, alpha=0.05, use_runner_up=way
+                ).radius
+                for way in ("never", "always", "auto")
+            }
+            self.assertEqual(ways["auto"], max(ways["never"], ways["always"]))
 
     def test_selection_votes_alone_select(self):
         result = certificate_from_votes(
@@ -435,6 +450,10 @@ class PredictTest(parameterized.TestCase):
 
             self.assertAlmostEqual(result.p_value, p_value, delta=1e-12)
             self.assertEqual(result.label, 2 if p_value <= alpha else ABSTAIN)
+            # At most alpha: equal will do.
+            if first > 20 and result.p_value < 0.5:
+                equal = prediction_from_votes(counts, result.p_value)
+                self.assertEqual(equal.label, 2)
 
     @parameterized.parameters(0.0, 0.5, 0.95)
     def test_refuses_confidence_in_place_of_alpha(self, alpha):
