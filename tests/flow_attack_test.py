@@ -9,7 +9,15 @@ import numpy as np
 import oracles
 from absl.testing import absltest, parameterized
 
-from wsjax.attacks import FlowAttack, Victim, flow_attack, measure, smoothed
+from wsjax.attacks import (
+    FlowAttack,
+    Victim,
+    flow,
+    flow_attack,
+    measure,
+    smoothed,
+    victims,
+)
 from wsjax.smoothing import ABSTAIN, make_smoothing, predict
 
 SHAPE = (4, 5, 1)
@@ -151,6 +159,20 @@ class FlowAttackTest(chex.TestCase):
             np.testing.assert_allclose(found.epsilon, expected.epsilon[rows], rtol=1e-3)
         apart = np.abs(other.epsilon / expected.epsilon - 1)
         self.assertGreater(np.nanmax(apart), 0.02)
+
+    def test_every_restart_starts_elsewhere(self):
+        images, *_ = linear_case(2, 2)
+        images[1] = images[0]
+        draws = victims.image_draws(Victim(None), jax.random.key(0), 2)
+        starts = [
+            flow._begin(
+                images, draws, np.int32(restart), settings=SETTINGS, randomly=True
+            ).flow.edges
+            for restart in (1, 2, 2)
+        ]
+        np.testing.assert_array_equal(starts[1], starts[2])
+        for one, other in ((starts[0], starts[1]), np.moveaxis(starts[0], -1, 0)):
+            self.assertGreater(np.abs(one - other).max(), 1e-3)
 
     def test_no_question_is_asked_twice_under_one_key(self):
         images, labels, weights = linear_case(0, 3)
