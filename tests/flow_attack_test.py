@@ -97,6 +97,19 @@ class FlowAttackTest(chex.TestCase):
             result.adversarial[~result.success], images[~result.success]
         )
 
+    def test_what_is_beyond_a_fixed_radius_is_no_success(self):
+        images = np.full((2, *SHAPE), 0.5, np.float32)
+        points = images.copy()
+        for place, moved in enumerate((0.2, 0.4)):  # By one pixel, of a mass of 10.
+            points[place, 0, 0] -= moved
+            points[place, 0, 1] += moved
+        settings = dataclasses.replace(SETTINGS, radius=0.03)
+        draws = victims.image_draws(Victim(None), None, 2)
+        everyone = np.ones(2, bool)
+        group = flow._Group(images, None, draws, everyone, Victim(None), settings)
+        _, far = group.judge(points, everyone)
+        np.testing.assert_allclose(far, [0.02, np.inf], rtol=1e-5)
+
     def test_targeted(self):
         images, labels, weights = linear_case(0, 4)
         wanted = dataclasses.replace(SETTINGS, targeted=True, loss="cross_entropy")

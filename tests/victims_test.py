@@ -210,14 +210,17 @@ class GrowTest(chex.TestCase):
 
     def test_answers_count_when_they_are_asked_for(self):
         images, labels, answer = self.case()
-        result = self.grow(
-            Victim(brightest_row, answer=answer),
-            images,
-            labels,
-            asks=lambda steps: steps % 3 == 0,
-        )
+        victim = Victim(brightest_row, answer=answer)
+        every_third = {"asks": lambda steps: steps % 3 == 0}
+        result = self.grow(victim, images, labels, **every_third)
         np.testing.assert_array_equal(result.steps, [6, 3, 3, 6, 3, 3, 0])
         np.testing.assert_array_equal(result.success, [0, 1, 1, 1, 1, 1, 1])
+        # Nobody takes the place of the first, which goes on to be moved.
+        some = [0, 1, 3]
+        result = self.grow(
+            victim, images[some], labels[some], batch_size=2, **every_third
+        )
+        np.testing.assert_array_equal(result.success, [0, 1, 1])
 
     def test_images_whose_logits_break_on_the_way_are_named(self):
         images = pictures(5)
