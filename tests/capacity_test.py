@@ -417,11 +417,14 @@ class CapacityAttackTest(chex.TestCase):
 
     def test_stays_in_its_ball(self):
         images, labels, _, classify = linear_case(1, 4)
-        settings = dataclasses.replace(SETTINGS, mass_tolerance=1e-4)
+        settings = dataclasses.replace(SETTINGS, mass_tolerance=1e-4, epsilon_every=3)
 
         result = capacity_attack(images, labels, classify, settings=settings)
 
         self.assertTrue(result.success.all())
+        grown = 0.01 * ((result.steps - 1) // 3)
+        np.testing.assert_allclose(result.epsilon, 0.01 + grown, rtol=1e-6)
+        self.assertGreater(result.steps.max(), 3)
         for image, moved, radius in zip(images, result.adversarial, result.epsilon):
             restored = moved * (image.sum() / moved.sum())
             self.assertLess(np.abs(restored - moved).sum(), 1e-3 * image.sum())

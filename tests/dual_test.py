@@ -276,6 +276,26 @@ class DualAttackTest(chex.TestCase):
             np.testing.assert_array_equal(result.verified, result.success)
 
     @EACH_METHOD
+    def test_every_radius_begins_at_the_original(self, method):
+        images, _, weights, _ = linear_case(2, 4)
+
+        def classify(points):  # With a gradient that is another one at every point.
+            return linear(weights)(points**3)
+
+        labels = np.asarray(classify(images).argmax(-1))
+        settings = dataclasses.replace(
+            SETTINGS, method=method, clamp_loss=False, max_steps=2, epsilons=(0.02, 0.3)
+        )
+        both = dual_attack(images, labels, classify, settings=settings)
+        settings = dataclasses.replace(settings, epsilons=(0.3,))
+        alone = dual_attack(images, labels, classify, settings=settings)
+        later = both.steps == 4
+        self.assertTrue(later.any())
+        np.testing.assert_allclose(
+            both.adversarial[later], alone.adversarial[later], atol=1e-5
+        )
+
+    @EACH_METHOD
     def test_keeps_mass_and_radius_but_not_the_range(self, method):
         images, labels, _, classify = linear_case(1, 5)
         settings = dataclasses.replace(

@@ -9,7 +9,15 @@ import numpy as np
 import oracles
 from absl.testing import absltest, parameterized
 
-from wsjax.attacks import FlowAttack, Victim, flow_attack, measure, smoothed
+from wsjax.attacks import (
+    FlowAttack,
+    Victim,
+    flow,
+    flow_attack,
+    measure,
+    smoothed,
+    victims,
+)
 from wsjax.smoothing import ABSTAIN, make_smoothing, predict
 
 SHAPE = (4, 5, 1)
@@ -89,6 +97,19 @@ class FlowAttackTest(chex.TestCase):
             result.adversarial[~result.success], images[~result.success]
         )
 
+    def test_what_is_beyond_a_fixed_radius_is_no_success(self):
+        images = np.full((2, *SHAPE), 0.5, np.float32)
+        points = images.copy()
+        for place, moved in enumerate((0.2, 0.4)):  # By one pixel, of a mass of 10.
+            points[place, 0, 0] -= moved
+            points[place, 0, 1] += moved
+        settings = dataclasses.replace(SETTINGS, radius=0.03)
+        draws = victims.image_draws(Victim(None), None, 2)
+        everyone = np.ones(2, bool)
+        group = flow._Group(images, None, draws, everyone, Victim(None), settings)
+        _, far = group.judge(points, everyone)
+        np.testing.assert_allclose(far, [0.02, np.inf], rtol=1e-5)
+
     def test_targeted(self):
         images, labels, weights = linear_case(0, 4)
         wanted = dataclasses.replace(SETTINGS, targeted=True, loss="cross_entropy")
@@ -151,6 +172,20 @@ class FlowAttackTest(chex.TestCase):
             np.testing.assert_allclose(found.epsilon, expected.epsilon[rows], rtol=1e-3)
         apart = np.abs(other.epsilon / expected.epsilon - 1)
         self.assertGreater(np.nanmax(apart), 0.02)
+
+    def test_every_restart_starts_elsewhere(self):
+        images, *_ = linear_case(2, 2)
+        images[1] = images[0]
+        draws = victims.image_draws(Victim(None), jax.random.key(0), 2)
+        starts = [
+            flow._begin(
+                images, draws, np.int32(restart), settings=SETTINGS, randomly=True
+            ).flow.edges
+            for restart in (1, 2, 2)
+        ]
+        np.testing.assert_array_equal(starts[1], starts[2])
+        for one, other in ((starts[0], starts[1]), np.moveaxis(starts[0], -1, 0)):
+            self.assertGreater(np.abs(one - other).max(), 1e-3)
 
     def test_no_question_is_asked_twice_under_one_key(self):
         images, labels, weights = linear_case(0, 3)
