@@ -18,7 +18,14 @@ from wsjax import scores, sequential
 from wsjax.certificates import ProbabilityScores
 from wsjax.certifiers import queue
 from wsjax.certifiers.base import Certificate, Outcomes, Prediction
-from wsjax.certifiers.votes import Drawing, VoteCertifier, needed, share
+from wsjax.certifiers.votes import (
+    IN_FLIGHT,
+    Drawing,
+    VoteCertifier,
+    halves,
+    needed,
+    share,
+)
 
 FIRST_LOOK = 100
 
@@ -129,7 +136,7 @@ class VotesAtRadii(VoteCertifier):
             )
 
         def work(images, keys):
-            key_select, key_estimate = jax.random.split(keys[0])
+            key_select, key_estimate = halves(keys[0])
             selection = Drawing(counter, key_select, images[0], selecting)
             # Estimation begins before it is known which class it is about.
             estimation = Drawing(counter, key_estimate, images[0], estimating)
@@ -160,7 +167,7 @@ class VotesAtRadii(VoteCertifier):
             decision = scores.lead(selected, own, others)._replace(radius=radius)
             return [Certificate(*decision, LookEvidence(selection_votes, counts))]
 
-        return queue.run(work, images, needed(keys), 1, 3)
+        return queue.run(work, images, needed(keys), 1, IN_FLIGHT)
 
     def predict_each(
         self,

@@ -114,7 +114,7 @@ class NearestNeighbours(base.Certifier):
         return {"neighbours": 1, "softness": 0.0, "ground_metric": "l2"}
 
     @classmethod
-    def from_run(cls, run: Any, *, ground_metric: str, **settings: Any) -> Self:
+    def from_run(cls, run: Any, **settings: Any) -> Self:
         """See `Certifier.from_run`: of the training set, without images all black."""
         examples = run.training_set()
         if examples.data.arrays is None:
@@ -126,7 +126,7 @@ class NearestNeighbours(base.Certifier):
         inked = images.any((1, 2, 3))
         if not inked.all():
             images, labels = images[inked], labels[inked]
-        index = Index(images, labels, ground_metric)
+        index = Index(images, labels, settings.pop("ground_metric"))
         return cls(index, num_classes=examples.num_classes, **settings)
 
     def recorded(self) -> dict[str, Any]:

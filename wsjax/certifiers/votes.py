@@ -24,7 +24,10 @@ RUNNER_UP = ("never", "always", "auto")
 
 # Images at work at a time where each decides alone when it has enough votes: while the
 # host reads one's votes, the devices have others'.
-_IN_FLIGHT = 3
+IN_FLIGHT = 3
+
+# For selection and estimation. Compiled: keys of `make_key` split op by op otherwise.
+halves = jax.jit(jax.random.split)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,7 +246,7 @@ class VoteCertifier(base.Certifier):
             counts = yield from drawing.until(lambda so_far: answer(so_far).label >= 0)
             return [answer(counts)]
 
-        return queue.run(work, images, needed(keys), 1, _IN_FLIGHT)
+        return queue.run(work, images, needed(keys), 1, IN_FLIGHT)
 
     def recorded(self) -> dict[str, Any]:
         """See `Certifier.recorded`."""
@@ -332,7 +335,7 @@ class FixedVotes(VoteCertifier):
             count = len(images)
             if self.share_draws > 1:
                 keys, images = _stacks(keys, images, self.share_draws)
-            splits = [jax.random.split(key) for key in keys]
+            splits = [halves(key) for key in keys]
             queued = [
                 counter.each([split[phase] for split in splits], images, trials)
                 for phase, trials in enumerate((self.n0, self.n))
