@@ -120,6 +120,7 @@ class ProjectTest(parameterized.TestCase):
 
         spent = np.asarray(polytope.cost(flow.edges, [1.0, 1.0]))
         self.assertTrue((spent <= radius * (1 + 1e-4)).all(), spent)
+        self.assertLess(spent[3], 25)  # An ample budget is not used up.
         found = images + np.asarray(polytope.carry(flow.edges, 4))
         self.assertLess(max(found.max() - 1, -found.min()), 1e-3)
         for place, room in enumerate(radius):
