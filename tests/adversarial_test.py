@@ -243,7 +243,7 @@ class SettingsTest(chex.TestCase):
         train = {"objective": "flow_adversarial", **BALL}
         resolved = config.resolve(config_test.least(train=train))
         for metric in ("l1", "l2"):
-            built = experiment.make_objective(resolved["train"], metric)
+            built = experiment.make_objective(resolved.train, metric)
             self.assertEqual(
                 built, Objective("flow_adversarial", ground_metric=metric, **BALL)
             )

@@ -35,7 +35,7 @@ class CrossingsTest(parameterized.TestCase):
     def crossings(self, attacks, certificates, metric="l2"):
         return attack_report.crossings(
             table(self.folder, "a.tsv", attack_report.COLUMNS, attacks),
-            table(self.folder, "c.tsv", report.CERTIFICATE_COLUMNS, certificates),
+            table(self.folder, "c.tsv", tuple(report.SHARED), certificates),
             metric,
         )
 
@@ -208,7 +208,7 @@ class ScriptTest(parameterized.TestCase):
 
         class Examples(dict):
             def checked(self, index):
-                return self[index][0]
+                return self[index]
 
         def note(name, images, keys):
             bits = map(tuple, jax.random.key_data(keys).tolist())

@@ -18,7 +18,9 @@ from wsjax.attacks import (
     smoothed,
     victims,
 )
-from wsjax.smoothing import ABSTAIN, make_smoothing, predict
+from wsjax.certifiers.votes import FixedVotes
+from wsjax.scores import ABSTAIN
+from wsjax.smoothing import make_smoothing
 
 SHAPE = (4, 5, 1)
 SETTINGS = FlowAttack(batch_size=4, start_radius=0.1)
@@ -283,9 +285,8 @@ class FlowAttackTest(chex.TestCase):
             least = oracles.nearest_below(images[place], weights, "l2")
             self.assertGreater(result.epsilon[place], 0.98 * least)
             self.assertLess(result.epsilon[place], 1.3 * least + 0.02)
-            answer = predict(
-                jax.random.key(9), point, classify, SMOOTHING, n=1000, alpha=0.05
-            )
+            judge = FixedVotes(classify, SMOOTHING, n=1000, alpha=0.05)
+            answer = judge.predict(point, jax.random.key(9))
             self.assertEqual(answer.label, 0)
         with self.assertRaisesRegex(ValueError, "pass key="):
             flow_attack(images, labels, victim)

@@ -17,7 +17,8 @@ from wsjax.attacks import (
     smoothed,
 )
 from wsjax.attacks.measurement import restore_mass
-from wsjax.smoothing import ABSTAIN, make_smoothing
+from wsjax.scores import ABSTAIN
+from wsjax.smoothing import make_smoothing
 from wsjax.transport import exact_distance
 
 SHAPE = (4, 5, 1)

@@ -14,7 +14,7 @@ import numpy as np
 import tiny_runs
 from absl.testing import absltest, parameterized
 
-from wsjax import ABSTAIN, make_smoothing, predict, predict_early
+from wsjax import ABSTAIN, FixedVotes, make_smoothing
 from wsjax.attacks import (
     FlowAttack,
     SinkhornAttack,
@@ -25,6 +25,7 @@ from wsjax.attacks import (
     smoothed,
     victims,
 )
+from wsjax.certifiers.at_radii import FIRST_LOOK
 
 SHAPE = (4, 5, 1)
 SMOOTHING = make_smoothing("flow_laplace", 0.05, "l2")
@@ -89,11 +90,14 @@ class AskTest(chex.TestCase):
         )
         lax = []
         for place, (key, image) in enumerate(zip(keys, images)):
-            case = (key, image, brightest_row, SMOOTHING)
-            self.assertEqual(calm[place], predict(*case, n=300, alpha=0.01).label)
-            early = predict_early(*case, n=200, alpha=1e-4)
-            self.assertEqual(hasty[place], early.label)
-            lax.append(predict_early(*case, n=200, alpha=0.01).label)
+
+            def voted(n, alpha, look=None, key=key, image=image):
+                voters = FixedVotes(brightest_row, SMOOTHING, n=n, alpha=alpha)
+                return next(voters.predict_each([image], [key], look)).label
+
+            self.assertEqual(calm[place], voted(300, 0.01))
+            self.assertEqual(hasty[place], voted(200, 1e-4, FIRST_LOOK))
+            lax.append(voted(200, 0.01, FIRST_LOOK))
         self.assertEqual({*calm, *hasty}, {ABSTAIN, 1})
         # Asked often, early answers are at a stricter level.
         self.assertTrue((hasty != lax).any())
@@ -320,7 +324,7 @@ assert attack_report.chosen_targets("both", method) == ("base", "smoothed")
 
 class Examples(list):
     def checked(self, index):
-        return self[index][0]
+        return self[index]
 
 
 images = np.random.default_rng(0).uniform(0.1, 0.9, (5, 4, 5, 1)).astype(np.float32)
