@@ -116,7 +116,7 @@ def compare(name, workdir):
         under_attack = np.mean(distances >= at[:, None], axis=1)
         held = np.mean(radii >= at[:, None], axis=1)
         both = np.isfinite(distances) & (radii > 0) & (distances > 0)
-        lines[f"{name} ({certified.found.bound})"] = {
+        lines[f"{name} ({certified.found.theorem})"] = {
             "images": len(labels),
             "accuracy": certified.summary.accuracy,
             "median_certified": float(np.median(radii)),

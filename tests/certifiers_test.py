@@ -103,7 +103,7 @@ class RowsTest(parameterized.TestCase):
         if noise == "flow_laplace" and kind != "at_radii":
             # Under both theorems, that of the paper first, as in tables.
             own, others = others[0], [own]
-            self.assertEqual((own.bound, others[0].bound), ("tight", "published"))
+            self.assertEqual((own.theorem, others[0].theorem), ("tight", "published"))
         self.assertEqual(len(others), noise == "flow_laplace" and kind != "at_radii")
 
         np.testing.assert_array_equal(own.labels, [c.label for c in found])
@@ -147,12 +147,12 @@ class RowsTest(parameterized.TestCase):
             "tight": certificates.flow_laplace(0.05, "l2"),
             "published": certificates.flow_laplace_published(0.05, "l2"),
         }
-        self.assertEqual({o.bound for o in outcomes}, set(theorems))
+        self.assertEqual({o.theorem for o in outcomes}, set(theorems))
         for outcome in outcomes:
             np.testing.assert_array_equal(
-                outcome.radii, theorems[outcome.bound].radius(p)
+                outcome.radii, theorems[outcome.theorem].radius(p)
             )
-            if outcome.bound == certificate:
+            if outcome.theorem == certificate:
                 np.testing.assert_array_equal(outcome.radii, [c.radius for c in found])
 
     def test_radii_that_nobody_asked_about_are_refused(self):

@@ -180,7 +180,7 @@ class ConfigsTest(chex.TestCase):
             self.assertEqual(whole["train"] | train, whole["train"])
             protocol = {"n0": 1_000, "n": 10_000, "alpha": 0.05}
             self.assertEqual(whole["certify"] | protocol, whole["certify"])
-            self.assertEqual(settings.smoothing.certificate, "published")
+            self.assertEqual(settings.smoothing.theorem, "published")
             self.assertEqual(settings.attack.method, "sinkhorn")
             published = settings.attack.settings["sinkhorn"]
             self.assertEqual(published["epsilon"], epsilon)

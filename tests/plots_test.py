@@ -129,7 +129,7 @@ class PicturesTest(Folder):
         if flow:
             edges = (rng.normal(size=size) for size in flow_shape(shape))
             plan = FlowPlan(*edges)
-        return plots.Picture(image, moved, plan, f"picture {seed}")
+        return plots.AttackedImage(image, moved, plan, f"picture {seed}")
 
     @parameterized.named_parameters(
         ("gray", {}),

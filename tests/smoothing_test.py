@@ -145,7 +145,7 @@ class MakeSmoothingTest(parameterized.TestCase):
         ({"image_shape": (4, 5, 0)}, r"\(4, 5, 0\)"),
         ({"ground_metric": "L2"}, "ground_metric='L2' is not one of .*l1"),
         ({"sigma": 0.0}, "sigma=0.0 .*positive finite"),
-        ({"certificate": "published"}, "exists for Laplace noise only"),
+        ({"theorem": "published"}, "exists for Laplace noise only"),
     )
     def test_gaussian_noise_refuses_what_has_no_meaning(self, change, message):
         for name in GAUSSIAN:
@@ -170,7 +170,7 @@ class MakeSmoothingTest(parameterized.TestCase):
 
     @parameterized.parameters(
         ({"noise": "laplace"}, "noise='laplace' is not one of .*flow_laplace"),
-        ({"certificate": "exact"}, "certificate='exact' is not one of .*tight"),
+        ({"theorem": "exact"}, "theorem='exact' is not one of .*tight"),
         ({"ground_metric": "L2"}, "ground_metric='L2' is not one of .*l1"),
         ({"sigma": 0.0}, "sigma=0.0 is not a positive finite number"),
         ({"sigma": -1.0}, "sigma=-1.0 is not a positive finite number"),
@@ -178,11 +178,11 @@ class MakeSmoothingTest(parameterized.TestCase):
         ({"noise": "power_law", "wrap": True}, "wrap=True needs flow noise"),
         ({"noise": "laplacian_gaussian", "wrap": True}, "wrap=True needs flow noise"),
         (
-            {"noise": "flow_uniform", "certificate": "published"},
+            {"noise": "flow_uniform", "theorem": "published"},
             "exists for Laplace noise only.*'flow_uniform'",
         ),
         (
-            {"noise": "flow_gaussian", "certificate": "published"},
+            {"noise": "flow_gaussian", "theorem": "published"},
             "exists for Laplace noise only.*'flow_gaussian'",
         ),
     )
@@ -218,7 +218,7 @@ class TheoremAboutTest(parameterized.TestCase):
         for name in ("flow_uniform", "flow_gaussian", "learned"):
             with self.assertRaisesRegex(ValueError, f"Laplace noise only, .*'{name}'"):
                 theorem_about(name, "published")
-        with self.assertRaisesRegex(ValueError, "certificate='exact' is not one of"):
+        with self.assertRaisesRegex(ValueError, "theorem='exact' is not one of"):
             theorem_about("learned", "exact")
 
 

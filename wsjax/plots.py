@@ -23,7 +23,7 @@ class Curve(NamedTuple):
     images: int
 
 
-class Picture(NamedTuple):
+class AttackedImage(NamedTuple):
     """One attacked image.
 
     Attributes:
@@ -86,7 +86,7 @@ def accuracy_curves(
     save(figure, path)
 
 
-def adversarial_pictures(path: pathlib.Path, pictures: Sequence[Picture]) -> None:
+def adversarial_pictures(path: pathlib.Path, pictures: Sequence[AttackedImage]) -> None:
     """Draws one row per attacked image: before, after, change, and where mass went.
 
     Args:

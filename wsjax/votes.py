@@ -1,6 +1,6 @@
 """Counting votes: classify noisy copies of an image and count the answers.
 
-The room knows neither flows nor theorems. It takes two callables, `classify` and
+This module knows neither flows nor theorems. It takes two callables, `classify` and
 `perturb`. One compiled program (`_program`) counts the `n` votes of each of several images
 on a number of devices, of one process or many; one image (`count_votes`) is a case of
 several (`count_votes_each`). A draw's randomness depends on the key and on the number of

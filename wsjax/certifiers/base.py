@@ -56,7 +56,7 @@ class Outcomes(NamedTuple):
     """What rows say about N images, under one theorem.
 
     Attributes:
-      bound: name of the theorem, "" where there is one only.
+      theorem: its name, "" where there is one only.
       labels: `[N]` certified classes, or `ABSTAIN`.
       radii: `[N]` certified radii.
       predictions: `[N]` answers, or `ABSTAIN`.
@@ -65,7 +65,7 @@ class Outcomes(NamedTuple):
       votes: `[N, K]` votes about the selected class, or None.
     """
 
-    bound: str
+    theorem: str
     labels: np.ndarray
     radii: np.ndarray
     predictions: np.ndarray

@@ -345,5 +345,5 @@ def _pictures(workdir, case, rows, examples, count):
             f"{label}, taken for {rows.ints('predict')[place]}\n"
             f"W = {rows.floats('l1')[place]:.3g} (l1), {rows.floats('l2')[place]:.3g} (l2)"
         )
-        found.append(plots.Picture(image, moved, exact_flow(image, valid), title))
+        found.append(plots.AttackedImage(image, moved, exact_flow(image, valid), title))
     return found

@@ -211,7 +211,7 @@ def check_learned(block: SmoothingBlock) -> None:
     for name in ("sigma", "wrap"):
         _check_unused(block, name)
     # Raises if there is no such theorem about Gaussian noise.
-    smoothing.theorem_about(block.noise, block.certificate)
+    smoothing.theorem_about(block.noise, block.theorem)
 
 
 def _check_unused(block, name):

@@ -4,7 +4,7 @@ Every parametrisation here is rescaled inside the loss so that `1 / kappa` equal
 `certificate_scale` c: whatever the parameters are, a class probability p certifies the
 radius `c Phi^{-1}(p)`, and all that training can change is how often the classifier is
 right under the noise. After training `freeze` makes a law of it, rescaled again in
-float64; certificates recompute `kappa` from the law and trust nothing of this room.
+float64; certificates recompute `kappa` from the law and trust nothing of this module.
 
 Two parametrisations:
 
