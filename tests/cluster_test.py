@@ -83,6 +83,17 @@ rows.RowWriter.write = write_or_fail
 """
 
 
+NEAREST = """
+import ml_collections
+
+def get_config():
+    return ml_collections.ConfigDict({
+        "data": {"name": "digits", "limit": 7, "train_limit": 60},
+        "certify": {"method": "nearest"},
+    })
+"""
+
+
 def free_port():
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
@@ -140,18 +151,21 @@ class ProcessesTest(chex.TestCase):
         """Runs certify.py on several processes; exit code and stderr of each.
 
         Each of `processes` holds what is particular about one: `prelude`, Python to run
-        before, and `more`, further arguments.
+        before, `more`, further arguments, and `argv`, all of them but the workdir.
         """
         for _ in range(3):
             port, jobs = free_port(), []
             for number, special in enumerate(processes):
-                argv = [
-                    str(tiny_runs.ROOT / "certify.py"),
+                voting = [
                     f"--config={cls.config}",
-                    f"--workdir={cls.folder / name}",
                     f"--trained={cls.trained}",
                     # So much noise that votes differ.
                     "--config.smoothing.sigma=0.05",
+                ]
+                argv = [
+                    str(tiny_runs.ROOT / "certify.py"),
+                    f"--workdir={cls.folder / name}",
+                    *special.get("argv", voting),
                 ]
                 if len(processes) > 1:
                     argv += [
@@ -206,6 +220,34 @@ class ProcessesTest(chex.TestCase):
         self.assertTrue((self.folder / "two" / "summary.txt").exists())
         self.assertIn("24/24", results[0][1])
         self.assertNotIn("24/24", results[1][1])
+
+    def test_work_on_the_host_is_shared_out(self):
+        path = self.folder / "nearest.py"
+        path.write_text(NEAREST)
+        nearest = {"argv": [f"--config={path}"]}
+        # Who certifies which image, beside the rows.
+        prelude = """
+from wsjax.certifiers.nearest import NearestNeighbours
+certify = NearestNeighbours.certify_each
+
+def tell(self, images, keys=None):
+    for certificate in certify(self, images, keys):
+        print("certified", flush=True)
+        yield certificate
+
+NearestNeighbours.certify_each = tell
+"""
+        (alone,) = self.run_group("nearest", nearest)
+        self.assertEqual(alone[0], 0, alone)
+        both = [{**nearest, "prelude": prelude}] * 2
+        results = self.run_group("nearest two", *both)
+
+        self.assertEqual([code for code, _ in results], [0, 0], results)
+        self.assertEqual(self.written("nearest two"), list(range(7)))
+        expected, found = map(self.rows_but_time, ("nearest", "nearest two"))
+        self.assertEqual(found, expected)
+        shares = [(self.folder / f"{i}.out").read_text() for i in (0, 1)]
+        self.assertEqual([text.count("certified\n") for text in shares], [4, 3])
 
     def test_whatever_ends_a_process_ends_all_and_costs_no_row(self):
         def act(name, index):

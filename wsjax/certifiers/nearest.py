@@ -65,6 +65,12 @@ class NearestNeighbours(base.Certifier):
         "num_exact": "int",
     }
 
+    # So that any config may be certified this way: there are no votes.
+    ignores: ClassVar[tuple[str, ...]] = (
+        *("n0", "n", "alpha", "use_runner_up"),
+        *("block_size", "backend", "groups"),
+    )
+
     def __post_init__(self):
         self.index.check(self.neighbours, self.softness, self.num_classes)
 
