@@ -11,13 +11,13 @@ in this workdir. A stopped run goes on from the rows it wrote.
 """
 
 import dataclasses
+import functools
 import logging
 import time
 
-import jax
 import numpy as np
 
-from wsjax.attacks import registry
+from wsjax.attacks import registry, victims
 from wsjax.console.progress import progress
 from wsjax.console.signals import StopFlag
 from wsjax.runs import attack_report, cli, experiment, manifest, rows, streams, trained
@@ -46,70 +46,66 @@ def main(config, workdir):
         may_differ=configs.MAY_DIFFER,
     )
     _log.info("Attacking %d images on %s.", len(indices), manifest.devices())
+    votes = {"n": config.attack.n, "alpha": config.attack.alpha}
     for target in targets:
+        if target == "base":
+            # Attacks on the plain classifier share their gradient steps.
+            victim, size = victims.Victim(classify), settings.batch_size
+        else:
+            victim, size = victims.smoothed(classify, smoothing, **votes), 1
         attack(
             workdir,
             attack_report.Attacked(name, target),
-            config,
+            functools.partial(method.run, victim=victim, settings=settings),
+            victim,
             examples,
             indices,
-            classify,
-            smoothing if target == "smoothed" else None,
-            settings,
+            seed=config.seed,
+            group_size=size,
         )
     attack_report.show_attacks(workdir, examples, config.attack.pictures)
 
 
-def attack(workdir, case, config, examples, indices, classify, smoothing, settings):
+def attack(workdir, case, run, victim, examples, indices, *, seed, group_size):
     """Attacks the images of one target that have no row yet."""
     folder = workdir / case.folder
     folder.mkdir(exist_ok=True)
-    key = streams.stream_key(config.seed, streams.ATTACK)
-    fresh = streams.stream_key(config.seed, streams.VERIFY)
-    votes = {"n": config.attack.n, "alpha": config.attack.alpha}
-    run = registry.get_method(case.method).run
-    noise = {"smoothing": smoothing} if smoothing else {}
-    # Attacks on the plain classifier share their gradient steps; smoothed ones go one
-    # by one, each with a key of its own.
-    size = 1 if smoothing else settings.batch_size
     with rows.RowWriter(workdir / case.rows, attack_report.COLUMNS) as writer:
         todo = [index for index in indices if index not in writer.done]
         with (
             progress(total=len(todo), desc=f"attack {case.title}", unit="image") as bar,
             StopFlag() as stop,
         ):
-            for start in range(0, len(todo), size):
-                group = todo[start : start + size]
+            for start in range(0, len(todo), group_size):
+                group = todo[start : start + group_size]
                 images, labels = zip(*map(examples.checked, group), strict=True)
                 images, labels = np.stack(images), np.array(labels)
-                before = time.perf_counter()
-                result = run(
-                    images,
-                    labels,
-                    classify,
-                    key=jax.random.fold_in(key, group[0]),
-                    settings=settings,
-                    **noise,
-                )
-                seconds = (time.perf_counter() - before) / len(group)
-                # Ask again at a valid image, by votes never seen before.
-                judged = attack_report.judge(
-                    images,
-                    result.adversarial,
-                    classify,
-                    smoothing,
-                    keys=[jax.random.fold_in(fresh, index) for index in group],
-                    **votes,
-                )
-                for place, index in enumerate(group):
-                    np.save(folder / f"{index:06d}.npy", result.adversarial[place])
-                    writer.write(
-                        **attack_report.attack_row(
-                            index, int(labels[place]), result, judged, place, seconds
-                        )
-                    )
+                for row, moved in attack_group(
+                    group, images, labels, run, victim, seed
+                ):
+                    np.save(folder / f"{row['idx']:06d}.npy", moved)
+                    writer.write(**row)
                 bar.update(len(group))
                 stop.check()
+
+
+def attack_group(indices, images, labels, run, victim, seed):
+    """Rows and adversarial images of some images; each draws by its index alone."""
+    before = time.perf_counter()
+    result = run(images, labels, key=streams.image_keys(seed, streams.ATTACK, indices))
+    seconds = (time.perf_counter() - before) / len(indices)
+    # Ask again at a valid image, by votes never seen before.
+    judged = attack_report.judge(
+        images,
+        result.adversarial,
+        victim,
+        keys=streams.image_keys(seed, streams.VERIFY, indices),
+    )
+    for place, index in enumerate(indices):
+        row = attack_report.attack_row(
+            index, int(labels[place]), result, judged, place, seconds
+        )
+        yield row, result.adversarial[place]
 
 
 if __name__ == "__main__":

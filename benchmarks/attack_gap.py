@@ -110,14 +110,13 @@ def compare(name, workdir):
     lines = {}
     for certified in report.read_certified(workdir):
         np.testing.assert_array_equal(certified.labels, labels)
-        right = certified.certified_labels == labels
-        radii = np.where(right, certified.radii, 0)
+        right = certified.found.labels == labels
+        radii = np.where(right, certified.found.radii, 0)
         at = np.unique(radii)
         under_attack = np.mean(distances >= at[:, None], axis=1)
         held = np.mean(radii >= at[:, None], axis=1)
         both = np.isfinite(distances) & (radii > 0) & (distances > 0)
-        theorem = certified.name.split("(")[-1].rstrip(")")
-        lines[f"{name} ({theorem})"] = {
+        lines[f"{name} ({certified.found.theorem})"] = {
             "images": len(labels),
             "accuracy": certified.summary.accuracy,
             "median_certified": float(np.median(radii)),

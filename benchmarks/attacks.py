@@ -43,7 +43,7 @@ def plans(metric, scale, on="mnist"):
     """
     flow = dataclasses.replace(FLOW, ground_metric=metric, start_radius=scale)
     wong = attacks.SinkhornAttack(ground_metric=metric)
-    hu = dataclasses.replace(attacks.HU, ground_metric=metric)
+    hu = attacks.CapacityAttack(ground_metric=metric)
     step = {}
     if on == "cifar10":
         wong = dataclasses.replace(
@@ -102,9 +102,7 @@ def plans(metric, scale, on="mnist"):
 def grids(metric, scale, step):
     """Settings to choose from for each published attack; `step` is a pixel's change."""
     radii = tuple(scale * np.array([0.1, 0.2, 0.35, 0.5, 0.75, 1, 1.5, 2, 3]))
-    hu = dataclasses.replace(
-        attacks.HU, ground_metric=metric, slack=0.0, mass_tolerance=1e-3
-    )
+    hu = attacks.CapacityAttack(ground_metric=metric, slack=0.0, mass_tolerance=1e-3)
     wong = attacks.SinkhornAttack(ground_metric=metric, epsilon=scale / 10)
     wu = attacks.DualAttack(ground_metric=metric, epsilons=radii)
     return {

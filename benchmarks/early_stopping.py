@@ -22,7 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 import wsjax
-from wsjax import data, models, smoothing, verdicts
+from wsjax import data, models
+from wsjax.certifiers import at_radii
 from wsjax.runs import artefact, cli, manifest
 
 
@@ -40,7 +41,7 @@ def main():
     parser.add_argument("--n0", type=int, default=1_000)
     parser.add_argument("--n", type=int, default=10_000)
     parser.add_argument("--alpha", type=float, default=0.05)
-    parser.add_argument("--first-look", type=int, default=verdicts.FIRST_LOOK)
+    parser.add_argument("--first-look", type=int, default=at_radii.FIRST_LOOK)
     parser.add_argument("--block-size", type=int, default=250)
     parser.add_argument("--out", type=pathlib.Path)
     arguments = parser.parse_args()
@@ -67,7 +68,7 @@ def main():
                         for key, value in vars(arguments).items()
                         if key not in ("data", "workdir", "checkpoint", "out")
                     },
-                    "kappa": smooth.spread,
+                    "kappa": 1 / smooth.scores.scale,
                     "versions": manifest.versions(),
                     "devices": manifest.devices(),
                     "machine": platform.machine(),
@@ -82,17 +83,18 @@ def measure(arguments, images, labels, classify, smooth):
         "n0": arguments.n0,
         "n": arguments.n,
         "alpha": arguments.alpha,
-        "block_size": arguments.block_size,
+        "counting": wsjax.Counting(block_size=arguments.block_size),
     }
-    early = {**protocol, "first_look": arguments.first_look}
     keys = [jax.random.fold_in(wsjax.make_key(0), i) for i in range(len(images))]
 
-    def timed(certify, **options):
-        list(certify([(keys[0], images[0])], classify, smooth, **options))
+    def timed(kind, **options):
+        certifier = kind(classify, smooth, **protocol, **options)
+        certifier.certify(images[0], keys[0])
         start = time.perf_counter(), time.process_time()
-        found = list(certify(zip(keys, images), classify, smooth, **options))
+        found = list(certifier.certify_each(images, keys))
         wall, cpu = time.perf_counter() - start[0], time.process_time() - start[1]
-        used = [int(x.selection_votes.sum() + x.votes.sum()) for x in found]
+        evidence = [certificate.evidence for certificate in found]
+        used = [int(x.selection_votes.sum() + x.votes.sum()) for x in evidence]
         return found, {
             "mean_votes": float(np.mean(used)),
             "median_votes": float(np.median(used)),
@@ -100,7 +102,7 @@ def measure(arguments, images, labels, classify, smooth):
             "cpu_seconds_per_image": cpu / len(images),
         }
 
-    fixed, cost = timed(smoothing.certify_each, **protocol)
+    fixed, cost = timed(wsjax.FixedVotes)
     reached = np.array([certificate.radius for certificate in fixed])
     answers = np.array([certificate.selected for certificate in fixed])
     base = cost["mean_votes"], cost["cpu_seconds_per_image"]
@@ -127,14 +129,14 @@ def measure(arguments, images, labels, classify, smooth):
     yield line("at once", arguments.radii, cost, every, answers)
     several = [arguments.radii] if len(arguments.radii) > 1 else []
     for radii in (*([radius] for radius in arguments.radii), *several):
-        found, cost = timed(verdicts.certify_each_at, radii=radii, **early)
-        certified = np.array([v.radius for v in found])[:, None] >= np.asarray(radii)
-        selected = np.array([verdict.selected for verdict in found])
+        found, cost = timed(
+            wsjax.VotesAtRadii, radii=tuple(radii), first_look=arguments.first_look
+        )
+        certified = np.array([c.radius for c in found])[:, None] >= np.asarray(radii)
+        selected = np.array([certificate.selected for certificate in found])
         yield line("early", radii, cost, certified, selected)
     for loss in arguments.losses:
-        found, cost = timed(
-            verdicts.certify_each_frugally, max_radius_loss=loss, **protocol
-        )
+        found, cost = timed(wsjax.PilotVotes, max_radius_loss=loss)
         certified = np.array([c.radius for c in found])
         selected = np.array([certificate.selected for certificate in found])
         positive = reached > 0

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from rich.table import Table
 
-from wsjax import evaluation, plots
+from wsjax import plots
 from wsjax.runs import report
 from wsjax.runs.rows import read_rows
 
@@ -168,12 +168,7 @@ def table(title, radii, certified, envelope=True):
         lines.add_column(head, justify="right")
     for radius in radii:
         lines.add_column(f"{radius:g}", justify="right")
-    shares = {
-        name: evaluation.certified_accuracy(
-            run.labels, run.certified_labels, run.radii, np.array(radii)
-        )
-        for name, run in certified.items()
-    }
+    shares = {name: run.certified_accuracy(radii) for name, run in certified.items()}
     for name, run in certified.items():
         total = run.summary
         lines.add_row(

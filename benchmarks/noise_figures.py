@@ -14,10 +14,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import noise_plots
 import numpy as np
 from scipy import fft
 
-from wsjax import certificates, data, gaussian, noise, plots, spectrum
+from wsjax import certificates, data, gaussian, noise, spectrum
 from wsjax.runs import artefact
 from wsjax.training import learned_noise
 
@@ -72,7 +73,7 @@ def main():
 
     arguments.out.mkdir(parents=True, exist_ok=True)
     shown = images[list(DIGITS)]
-    plots.noise_pictures(
+    noise_plots.noise_pictures(
         arguments.out / "mnist_noise.png",
         shown,
         [row_of(law, shown) for law in laws],
@@ -181,7 +182,7 @@ def row_of(law, images):
     """The row of one law in the figure, every picture with its own draw."""
     noisy, seen = pictures_of(law, images, seed=1)
     title = f"{law.name}\n{law.detail}".strip()
-    return plots.NoiseRow(title, alone(law, images[0], 0), noisy, seen)
+    return noise_plots.NoiseRow(title, alone(law, images[0], 0), noisy, seen)
 
 
 def alone(law, image, seed):
@@ -218,7 +219,7 @@ def draw_view(path, law, statistics, metric):
         before = np.pad(step, [(int(a == axis), 0) for a in (0, 1)])
         after = np.pad(step, [(0, int(a == axis)) for a in (0, 1)])
         slope = np.maximum(slope, np.maximum(before, after))
-    plots.view_pictures(
+    noise_plots.view_pictures(
         path,
         list(weights[:12].sum(axis=-1)),
         [f"{value:.1f}" for value in size[:12]],
@@ -250,13 +251,13 @@ def draw_spectra(path, laws, images, statistics, scale):
     signal = cosine_power(images / mass(images) - statistics.mean).mean(axis=0)
     periods, power = rings(signal, np.mean)
     precision["(1 / power of the images)"] = periods, 1.0 / power
-    plots.frequency_curves(
+    noise_plots.frequency_curves(
         path,
         [
-            plots.FrequencyPanel(
+            noise_plots.FrequencyPanel(
                 "What the classifier is told", "precision 1 / S", precision, True
             ),
-            plots.FrequencyPanel(
+            noise_plots.FrequencyPanel(
                 "What it costs", "% of the certificate's budget", budget, False
             ),
         ],

@@ -18,6 +18,7 @@ all their devices; process 0 writes it.
 """
 
 import argparse
+import itertools
 import json
 import os
 import pathlib
@@ -134,24 +135,19 @@ def measure(arguments, count):
     sizes = (arguments.n0, arguments.n)
     groups = votes.choose_groups(count, total, sizes, arguments.block_size)
     images = rng.uniform(0.1, 1.0, (groups + total, *shape)).astype(np.float32)
-    pairs = ((wsjax.make_key(i), image) for i, image in enumerate(images))
-    results = wsjax.certify_each(
-        pairs,
-        classify,
-        smoothing,
-        n0=arguments.n0,
-        n=arguments.n,
-        alpha=0.05,
-        groups=groups,
-        devices=devices,
-        block_size=arguments.block_size,
-        backend=arguments.backend,
+    counting = wsjax.Counting(
+        arguments.block_size, arguments.backend, devices=devices, groups=groups
     )
+    certifier = wsjax.FixedVotes(
+        classify, smoothing, n0=arguments.n0, n=arguments.n, counting=counting
+    )
+    results = certifier.certify_each(images, map(wsjax.make_key, itertools.count()))
     first = [next(results) for _ in range(groups)]
     wall, cpu = time.perf_counter(), time.process_time()
     rest = list(results)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    counted = sum(int(r.votes.sum() + r.selection_votes.sum()) for r in rest)
+    evidence = [certificate.evidence for certificate in rest]
+    counted = sum(int(e.votes.sum() + e.selection_votes.sum()) for e in evidence)
     line = {
         "processes": jax.process_count(),
         "devices": count,
@@ -161,7 +157,7 @@ def measure(arguments, count):
         "images_per_second": round(len(rest) / wall, 4),
         "copies_per_second": round(counted / wall, 1),
         "cpu_seconds_of_process_0": round(cpu, 3),
-        "votes_of_first": first[0].votes.tolist(),
+        "votes_of_first": first[0].evidence.votes.tolist(),
         "settings": {
             key: getattr(arguments, key)
             for key in (

@@ -41,7 +41,7 @@ def get_config():
         "noise": "flow_laplace",
         "sigma": 5e-6,  # Std. dev. per pixel edge, as a fraction of image mass.
         "ground_metric": "l2",
-        "certificate": "tight",
+        "theorem": "tight",
     }
     config.train = {
         "noisy": True,

@@ -34,7 +34,7 @@ def get_config():
         "noise": "flow_laplace",  # Of certificates only.
         "sigma": 0.01,  # Std. dev. per pixel edge, as a fraction of image mass.
         "ground_metric": "l2",  # Of the ball as well.
-        "certificate": "tight",
+        "theorem": "tight",
     }
     config.train = {
         "noisy": False,

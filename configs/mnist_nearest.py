@@ -24,11 +24,10 @@ def get_config():
         "dir": "data",
         "stride": 10,  # Every tenth test image: 1,000 of 10,000.
     }
-    # Only the metric counts: there is no noise.
-    config.smoothing = {"noise": "none", "ground_metric": "l2"}
     config.certify = {
         "method": "nearest",
         "neighbours": 1,  # Images of a class that its score depends on,
         "softness": 0.0,  # by their minimum; inf: by their mean. Pixels x fraction.
+        "ground_metric": "l2",
     }
     return with_defaults(config)

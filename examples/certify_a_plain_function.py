@@ -11,15 +11,14 @@ import jax.numpy as jnp
 
 from wsjax import (
     ABSTAIN,
+    FixedVotes,
     FlowPlan,
     apply_flow,
-    certify,
     flow_cost,
     flow_shape,
     image_mass,
     make_key,
     make_smoothing,
-    predict,
 )
 
 SHAPE = (6, 6, 1)
@@ -81,28 +80,17 @@ def main():
 
     # The parameters stay arguments of the compiled program: others need no new one.
     classify = jax.tree_util.Partial(logits, params)
+    certifier = FixedVotes(classify, smoothing, n0=100, n=1_000, alpha=0.01)
 
     print("label  certified  radius  after an attack of 0.99 radius")
     for index, (image, label) in enumerate(zip(images, labels)):
-        certificate = certify(
-            jax.random.fold_in(key_certify, index),
-            image,
-            classify,
-            smoothing,
-            n0=100,
-            n=1_000,
-            alpha=0.01,
-        )
+        certificate = certifier.certify(image, jax.random.fold_in(key_certify, index))
         if certificate.label == ABSTAIN:
             print(f"{label:5d}    abstains")
             continue
-        attacked = predict(
-            jax.random.fold_in(key_attack, index),
+        attacked = certifier.predict(
             push_down(image, 0.99 * certificate.radius),
-            classify,
-            smoothing,
-            n=1_000,
-            alpha=0.01,
+            jax.random.fold_in(key_attack, index),
         )
         print(
             f"{label:5d}  {certificate.label:9d}  {certificate.radius:6.4f}  "

@@ -132,7 +132,7 @@ class BallTest(chex.TestCase):
 
     def test_refuses_a_metric_by_name(self):
         images, weights = pictures((3, 4, 1))
-        with self.assertRaisesRegex(ValueError, "ground_metric='l3' is neither"):
+        with self.assertRaisesRegex(ValueError, "ground_metric='l3' is not one of"):
             ascent("l3", 1, 1)(images, np.zeros(6, int), weights, 0.3, 0)
 
 
@@ -141,12 +141,12 @@ BALL = {"ball_radius": 0.3, "ball_steps": 2, "ball_inner_steps": 3, "ball_warmup
 
 class StepTest(chex.TestCase):
     @parameterized.named_parameters(
-        ("plain", None, 1, 0, 0.3),
+        ("plain", None, 1, 2, 0, 0.3),
         # The fourth of ten updates over which the radius grows.
-        ("noisy_and_warming_up", tiny_runs.PERTURB, 2, 20, 0.12),
+        ("noisy_and_warming_up", tiny_runs.PERTURB, 2, 1, 20, 0.12),
     )
     def test_equals_plain_training_on_the_moved_images(
-        self, perturb, copies, total_steps, radius
+        self, perturb, copies, num_steps, total_steps, radius
     ):
         data, key = tiny_runs.separable(8), jax.random.key(4)
         images, labels = data.images / np.float32(255), data.labels
@@ -171,7 +171,7 @@ class StepTest(chex.TestCase):
                 labels,
                 answers,
                 radius=radius,
-                steps=2,
+                steps=num_steps,
                 inner_steps=3,
                 ground_metric="l1",
                 key=jax.random.fold_in(step_key, 2),
@@ -194,7 +194,8 @@ class StepTest(chex.TestCase):
                 state, values = compiled(start, key, pixels, labels)
                 yield jax.device_get((state.variables, values))
 
-        ball = Objective("flow_adversarial", copies, ground_metric="l1", **BALL)
+        ball = {**BALL, "ball_steps": num_steps}
+        ball = Objective("flow_adversarial", copies, ground_metric="l1", **ball)
         (actual,) = updated(ball, data.images)
         expected, unmoved = updated(Objective(copies=copies), moved, images)
         chex.assert_trees_all_close(actual, expected, atol=2e-4)
@@ -242,7 +243,7 @@ class SettingsTest(chex.TestCase):
         train = {"objective": "flow_adversarial", **BALL}
         resolved = config.resolve(config_test.least(train=train))
         for metric in ("l1", "l2"):
-            built = experiment.make_objective(resolved["train"], metric)
+            built = experiment.make_objective(resolved.train, metric)
             self.assertEqual(
                 built, Objective("flow_adversarial", ground_metric=metric, **BALL)
             )

@@ -1,16 +1,19 @@
 """Tests of wsjax.runs.attack_report: attacks judged, and held against certificates."""
 
+import importlib.util
 import pathlib
 import tempfile
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tiny_runs
 from absl.testing import absltest, parameterized
 
 from wsjax import ABSTAIN, exact_distance, make_smoothing
-from wsjax.attacks import registry
-from wsjax.runs import attack_report, report, rows
+from wsjax.attacks import AttackResult, Victim, registry, smoothed
+from wsjax.runs import attack_report, report, rows, streams
 
 
 def table(folder, name, columns, entries):
@@ -32,7 +35,7 @@ class CrossingsTest(parameterized.TestCase):
     def crossings(self, attacks, certificates, metric="l2"):
         return attack_report.crossings(
             table(self.folder, "a.tsv", attack_report.COLUMNS, attacks),
-            table(self.folder, "c.tsv", report.CERTIFICATE_COLUMNS, certificates),
+            table(self.folder, "c.tsv", tuple(report.SHARED), certificates),
             metric,
         )
 
@@ -40,11 +43,12 @@ class CrossingsTest(parameterized.TestCase):
         attacks = [
             {"idx": 0, "verified": 1, "l1": 0.9, "l2": 0.09},
             {"idx": 10, "verified": 1, "l1": 0.9, "l2": 0.11},
+            {"idx": 20, "verified": 1, "l1": 0.9, "l2": 0.1},  # Balls are open.
         ]
         certificates = [
             {"idx": i, "label": 4, "predict": 4, "radius": 0.1} for i in (0, 10, 20)
         ]
-        self.assertEqual(self.crossings(attacks, certificates), ([0], 2))
+        self.assertEqual(self.crossings(attacks, certificates), ([0], 3))
 
     def test_the_metric_of_the_radii_is_the_one_compared(self):
         attacks = [{"idx": 0, "verified": 1, "l1": 0.9, "l2": 0.09}]
@@ -64,11 +68,9 @@ class CrossingsTest(parameterized.TestCase):
 
 
 class JudgeTest(parameterized.TestCase):
-    def judge(self, images, moved, classify, smoothing=None):
-        keys = list(jax.random.split(jax.random.key(0), len(images)))
-        return attack_report.judge(
-            images, moved, classify, smoothing, keys=keys, n=200, alpha=0.05
-        )
+    def judge(self, images, moved, victim):
+        keys = jax.random.split(jax.random.key(0), len(images))
+        return attack_report.judge(images, moved, victim, keys=keys)
 
     def images(self):
         return np.random.default_rng(0).uniform(0.2, 0.6, (3, 4, 5, 1)).astype("f4")
@@ -76,7 +78,8 @@ class JudgeTest(parameterized.TestCase):
     def test_what_is_invalid_is_repaired_before_it_is_asked_and_measured(self):
         images = self.images()
         moved = images.copy()
-        moved[1, 0, 0] = 1.5  # Above the range.
+        moved[1] *= (moved[1].sum() - 1.5) / (moved[1].sum() - moved[1, 0, 0, 0])
+        moved[1, 0, 0] = 1.5  # Above the range, of the same mass.
         moved[2] *= 0.5  # Without half of its mass.
         seen = []
 
@@ -84,7 +87,7 @@ class JudgeTest(parameterized.TestCase):
             jax.debug.callback(lambda points: seen.append(np.asarray(points)), batch)
             return jnp.stack([batch.sum((1, 2, 3)), jnp.full(len(batch), 1e3)], -1)
 
-        judged = self.judge(images, moved, classify)
+        judged = self.judge(images, moved, Victim(classify))
 
         np.testing.assert_array_equal(judged.predict, 1)
         asked = seen[-1]
@@ -112,8 +115,67 @@ class JudgeTest(parameterized.TestCase):
 
         images[:, 3, 4] = images[:, 0, 0]
         noise = make_smoothing("flow_laplace", 0.05, "l2")
-        judged = self.judge(images, images, coin, noise)
+        victim = smoothed(coin, noise, n=200, alpha=0.05)
+        judged = self.judge(images, images, victim)
         self.assertIn(ABSTAIN, judged.predict.tolist())
+
+    def test_only_a_wrong_class_at_a_success_is_verified(self):
+        five, two = np.arange(5), np.array([2.0] * 5)
+        result = AttackResult(
+            np.zeros((5, 4, 5, 1)),
+            np.array([1, 1, 1, 0, 1], bool),
+            np.array([0.3, 0.3, 0.3, np.inf, 0.0]),
+            five,
+            np.ones(5, bool),  # What the attack says of itself does not count.
+        )
+        predict = np.array([7, 4, ABSTAIN, 7, 7])
+        judged = attack_report.Judgement(predict, *[two + i for i in range(7)])
+        found = [
+            attack_report.attack_row(10 + place, 4, result, judged, place, 1.23456)
+            for place in range(5)
+        ]
+        self.assertEqual([row["verified"] for row in found], [1, 0, 0, 0, 1])
+        self.assertEqual([row["correct"] for row in found], [0, 1, 0, 0, 0])
+        self.assertEqual([row["success"] for row in found], [1, 1, 1, 0, 1])
+        self.assertEqual([row["predict"] for row in found], predict.tolist())
+        self.assertEqual([row["idx"] for row in found], [10, 11, 12, 13, 14])
+        self.assertEqual(list(found[0]), list(attack_report.COLUMNS))
+        names = attack_report.Judgement._fields[1:]
+        self.assertEqual([found[0][name] for name in names], [2, 3, 4, 5, 6, 7, 8])
+        chosen = ("label", "radius", "steps", "time")
+        self.assertEqual([found[3][name] for name in chosen], [4, np.inf, 3, 1.2346])
+
+    def test_shares_and_medians(self):
+        folder = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
+        entries = [
+            {"radius": 0.0, "success": 1, "verified": 1, "predict": 3},
+            {"radius": 0.25, "success": 1, "verified": 1, "l1": 0.4, "l2": 0.3}
+            | {"mass_error": 0.02, "highest": 1.5},
+            {"radius": 0.5, "success": 1, "verified": 0, "predict": ABSTAIN}
+            | {"l1": 0.1, "l2": 0.1, "mass_error": 0.04},
+            {"radius": np.inf, "success": 0, "verified": 0, "time": 2.0},
+        ]
+        entries = [{"idx": place, **entry} for place, entry in enumerate(entries)]
+        rows = table(folder, "a.tsv", attack_report.COLUMNS, entries)
+        self.assertEqual(
+            attack_report._aggregate(rows),
+            {
+                "images": 4,
+                "wrong_before": 0.25,
+                "fooled": 0.75,
+                "verified": 0.5,
+                "abstained": 0.25,
+                "nominal": 0.375,
+                "l1": np.inf,  # A median of 0, .4 and two failures.
+                "l2": np.inf,
+                "mass_error": 0.03,
+                "highest": 1.5,
+                "seconds": 0.5,
+            },
+        )
+        curve = attack_report._curve(rows, "l1")
+        self.assertEqual(curve[1], 4)
+        np.testing.assert_array_equal(np.sort(curve[0]), [0.4, np.inf, np.inf])
 
     def test_targets(self):
         flow, dual = registry.METHODS["flow"], registry.METHODS["dual"]
@@ -124,6 +186,84 @@ class JudgeTest(parameterized.TestCase):
             chosen("all", flow)
         with self.assertRaisesRegex(ValueError, r"one of \['flow', 'sinkhorn'\]"):
             chosen("smoothed", dual)
+
+
+class ScriptTest(parameterized.TestCase):
+    """attack.py itself."""
+
+    def setUp(self):
+        super().setUp()
+        spec = importlib.util.spec_from_file_location(
+            "attack", tiny_runs.ROOT / "attack.py"
+        )
+        self.script = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(self.script)
+        folder = self.enter_context(tempfile.TemporaryDirectory())
+        self.folder = pathlib.Path(folder)
+
+    def attack(self, indices, group_size):
+        """Runs it; what the attack and the judge drew from, by index, and the rows."""
+        images = {i: np.full((4, 5, 1), i / 100, np.float32) for i in range(1, 20)}
+        seen = {"attack": {}, "judge": {}}
+
+        class Examples(dict):
+            def checked(self, index):
+                return self[index]
+
+        def note(name, images, keys):
+            bits = map(tuple, jax.random.key_data(keys).tolist())
+            those = np.rint(100 * images[:, 0, 0, 0]).astype(int).tolist()
+            self.assertEmpty(set(those) & set(seen[name]))
+            seen[name].update(zip(those, bits, strict=True))
+
+        def run(images, labels, key):
+            note("attack", images, key)
+            return AttackResult(
+                images, *(np.ones(len(images), t) for t in (bool, float, int, bool))
+            )
+
+        def judge(images, adversarial, victim, keys):
+            note("judge", images, keys)
+            return attack_report.Judgement(*np.ones((8, len(images))))
+
+        case = attack_report.Attacked("flow", "smoothed")
+        with mock.patch.object(attack_report, "judge", judge):
+            self.script.attack(
+                self.folder,
+                case,
+                run,
+                None,
+                Examples({index: (image, 1) for index, image in images.items()}),
+                indices,
+                seed=5,
+                group_size=group_size,
+            )
+        return seen, rows.read_rows(self.folder / case.rows)
+
+    def test_attack_and_verification_draw_by_image_from_streams_of_their_own(self):
+        seen, written = self.attack([3, 8, 11], group_size=2)
+        for name, stream in (("attack", streams.ATTACK), ("judge", streams.VERIFY)):
+            key = streams.stream_key(5, stream)
+            for index, bits in seen[name].items():
+                own = jax.random.key_data(jax.random.fold_in(key, index))
+                self.assertEqual(bits, tuple(own.tolist()))
+        self.assertEqual(written.ints("idx").tolist(), [3, 8, 11])
+        named = (streams.TRAIN, streams.CERTIFY, streams.ATTACK, streams.VERIFY)
+        self.assertLen(set(named), 4)
+
+    def test_a_resumed_run_draws_as_one_that_was_left_alone(self):
+        whole, _ = self.attack([3, 8, 11, 12], group_size=3)
+        for path in self.folder.iterdir():
+            if path.is_file():
+                path.unlink()
+        first, _ = self.attack([3, 8], group_size=1)
+        seen, written = self.attack([3, 8, 11, 12], group_size=3)
+        self.assertEqual(list(seen["attack"]), [11, 12])
+        for name, found in whole.items():
+            self.assertEqual(first[name] | seen[name], found)
+        self.assertEqual(written.ints("idx").tolist(), [3, 8, 11, 12])
+        names = sorted(path.name for path in self.folder.glob("*/*.npy"))
+        self.assertEqual(names, [f"{i:06d}.npy" for i in (3, 8, 11, 12)])
 
 
 if __name__ == "__main__":

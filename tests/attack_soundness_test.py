@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from wsjax import certify, make_key, make_smoothing, predict
-from wsjax.attacks import FlowAttack, flow_attack
+from wsjax import FixedVotes, make_key, make_smoothing
+from wsjax.attacks import FlowAttack, flow_attack, smoothed
 from wsjax.data import digits
 
 LEVELS = {"n0": 200, "n": 2000, "alpha": 1e-4}
@@ -46,10 +46,8 @@ class AttackSoundnessTest(parameterized.TestCase):
         if "gaussian" in noise or noise == "power_law":
             options = {"gamma": 2.0, "image_shape": images.shape[1:]}
         smoothing = make_smoothing(noise, sigma, metric, **options)
-        certified = [
-            certify(make_key(place), image, classify, smoothing, **LEVELS)
-            for place, image in enumerate(images)
-        ]
+        certifier = FixedVotes(classify, smoothing, **LEVELS)
+        certified = list(certifier.certify_each(images, map(make_key, range(3))))
         labels = np.array([result.label for result in certified])
         radii = np.array([result.radius for result in certified])
         self.assertGreaterEqual(np.sum(radii > 0), 3)
@@ -58,27 +56,19 @@ class AttackSoundnessTest(parameterized.TestCase):
             max_steps=40,
             num_samples=32,
             num_votes=500,
-            n=2000,
             start_radius=float(radii.max()),
         )
         found = flow_attack(
             images,
             np.where(labels < 0, 0, labels),
-            classify,
+            smoothed(classify, smoothing, n=2000, alpha=0.05),
             key=jax.random.key(7),
-            smoothing=smoothing,
             settings=settings,
         )
         ratios = []
         for place in np.flatnonzero(radii > 0):
-            answer = predict(
-                make_key(100 + place),
-                found.adversarial[place],
-                classify,
-                smoothing,
-                n=10_000,
-                alpha=0.01,
-            )
+            judge = FixedVotes(classify, smoothing, n=2000, alpha=0.01)
+            answer = judge.predict(found.adversarial[place], make_key(100 + place))
             if answer.label not in (-1, labels[place]):
                 ratios.append(found.epsilon[place] / radii[place])
         self.assertNotEmpty(ratios)

@@ -11,15 +11,9 @@ from absl.testing import absltest, parameterized
 from scipy import optimize
 
 from wsjax.attacks import capacity
-from wsjax.attacks.capacity import (
-    HU,
-    HU_FIXED,
-    CapacityAttack,
-    CapacityDuals,
-    Grid,
-    capacity_attack,
-    capacity_projection,
-)
+from wsjax.attacks.capacity import CapacityAttack, capacity_attack
+from wsjax.attacks.sinkhorn import Duals, sinkhorn_projection
+from wsjax.attacks.windows import Grid
 from wsjax.transport import exact_distance
 
 EACH_CASE = parameterized.named_parameters(
@@ -30,14 +24,15 @@ SHAPE = (4, 5, 1)
 SETTINGS = CapacityAttack(max_steps=60, batch_size=4, regularization=300.0, slack=0.0)
 
 _project = jax.jit(
-    capacity_projection, static_argnames=("kernel_size", "ground_metric")
+    sinkhorn_projection,
+    static_argnames=("kernel_size", "ground_metric", "log_domain"),
 )
 
 
 def project(center, point, epsilon, duals=None, **options):
     """One compilation per shape serves cold and warm starts."""
     if duals is None:
-        duals = CapacityDuals(np.zeros(center.shape, np.float32), np.float32(1))
+        duals = Duals(np.zeros(center.shape, np.float32), np.float32(1))
     defaults = {"tolerance": 1e-7, "mass_tolerance": 1e-5, "slack": 0.0}
     return _project(
         np.float32(center),
@@ -166,10 +161,11 @@ class GridTest(chex.TestCase):
         )
         log_weights = jnp.float32(weights)
 
-        actual = grid.picture(grid.log_sums(flat_b, log_weights))
-        np.testing.assert_allclose(actual.ravel(), np.log(sums), rtol=1e-5)
-        actual = grid.mass_by_offset(flat_a, flat_b, log_weights)
-        np.testing.assert_allclose(actual, moved, rtol=1e-4)
+        for log_domain in (True, False):
+            actual = grid.picture(grid.log_sums(flat_b, log_weights, log_domain))
+            np.testing.assert_allclose(actual.ravel(), np.log(sums), rtol=1e-5)
+            actual = grid.mass_by_offset(flat_a, flat_b, log_weights, log_domain)
+            np.testing.assert_allclose(actual, moved, rtol=1e-4)
 
 
 class CapacityProjectionTest(chex.TestCase):
@@ -235,6 +231,22 @@ class CapacityProjectionTest(chex.TestCase):
                     np.testing.assert_allclose(
                         found.image.sum((0, 1)), center.sum((0, 1)), rtol=1e-5
                     )
+
+    def test_sums_and_logarithms_agree(self):
+        center, point = random_case(6, SHAPE)
+        point = center + 0.3 * (point - center)
+        options = {"ground_metric": "l2", "kernel_size": 5, "regularization": 100.0}
+        images = []
+        for cap in (1.0, 1e3, None):
+            both = [
+                project(center, point, 0.1, capacity=cap, log_domain=logs, **options)
+                for logs in (True, False)
+            ]
+            np.testing.assert_allclose(both[0].image, both[1].image, atol=1e-3)
+            images.append(both[0].image)
+        # A capacity that does not bind is none; the other binds.
+        np.testing.assert_allclose(images[1], images[2], atol=1e-3)
+        self.assertGreater(np.abs(images[0] - images[2]).max(), 0.05)
 
     def test_stops_when_little_is_above_the_capacity(self):
         center, point = random_case(3, SHAPE)
@@ -304,7 +316,7 @@ class CapacityProjectionTest(chex.TestCase):
         ({"capacity": -1}, "capacity=-1 is not a positive"),
         ({"slack": -0.1}, "slack=-0.1 is negative"),
         ({"kernel_size": 4}, "kernel_size=4 is not an odd"),
-        ({"ground_metric": "l3"}, "'l3' is neither"),
+        ({"ground_metric": "l3"}, "ground_metric='l3' is not one of"),
         ({"center": np.ones((2, 2))}, "must be"),
         ({"center": np.ones(SHAPE, int)}, "convert it to floats"),
     )
@@ -312,7 +324,7 @@ class CapacityProjectionTest(chex.TestCase):
         image = np.ones(SHAPE)
         usual = {"center": image, "image": image, "epsilon": 0.1}
         with self.assertRaisesRegex(ValueError, message):
-            capacity_projection(**{**usual, **arguments})
+            sinkhorn_projection(**{"capacity": 1.0, **usual, **arguments})
 
 
 def linear_logits(weights, trap, images):
@@ -396,11 +408,14 @@ class CapacityAttackTest(chex.TestCase):
 
     def test_stays_in_its_ball(self):
         images, labels, _, classify = linear_case(1, 4)
-        settings = dataclasses.replace(SETTINGS, mass_tolerance=1e-4)
+        settings = dataclasses.replace(SETTINGS, mass_tolerance=1e-4, epsilon_every=3)
 
         result = capacity_attack(images, labels, classify, settings=settings)
 
         self.assertTrue(result.success.all())
+        grown = 0.01 * ((result.steps - 1) // 3)
+        np.testing.assert_allclose(result.epsilon, 0.01 + grown, rtol=1e-6)
+        self.assertGreater(result.steps.max(), 3)
         for image, moved, radius in zip(images, result.adversarial, result.epsilon):
             restored = moved * (image.sum() / moved.sum())
             self.assertLess(np.abs(restored - moved).sum(), 1e-3 * image.sum())
@@ -468,19 +483,19 @@ class CapacityAttackTest(chex.TestCase):
         ({"epsilon_every": 0}, "epsilon_every=0 is not a whole"),
         ({"max_steps": 1.5}, "max_steps=1.5 is not a whole"),
         ({"slack": np.inf}, "slack=inf is negative or not finite"),
-        ({"ground_metric": "l3"}, "'l3' is neither"),
+        ({"ground_metric": "l3"}, "ground_metric='l3' is not one of"),
         ({"kernel_size": 6}, "kernel_size=6 is not an odd"),
     )
     def test_settings_refuse(self, arguments, message):
         with self.assertRaisesRegex(ValueError, message):
             CapacityAttack(**arguments)
 
-    def test_presets(self):
-        self.assertEqual(HU.ground_metric, "l2")
+    def test_defaults_are_those_of_the_authors(self):
+        hu = CapacityAttack()
+        self.assertEqual(hu.ground_metric, "l2")
         self.assertEqual(
-            (HU.epsilon, HU.epsilon_growth, HU.max_steps), (0.01,) * 2 + (200,)
+            (hu.epsilon, hu.epsilon_growth, hu.max_steps), (0.01,) * 2 + (200,)
         )
-        self.assertEqual((HU_FIXED.epsilon_growth, HU_FIXED.max_steps), (0.0, 100))
 
 
 if __name__ == "__main__":

@@ -134,7 +134,9 @@ class RowsTest(absltest.TestCase):
         np.testing.assert_array_equal(outcomes.labels, rows["predict"])
         np.testing.assert_array_equal(outcomes.predictions, rows["selected"])
         self.assertIsNone(outcomes.passes)
-        self.assertEqual(set(kind.settings()), {"neighbours", "softness"})
+        self.assertEqual(
+            set(kind.settings()), {"neighbours", "softness", "ground_metric"}
+        )
 
     def test_a_run_leaves_out_training_images_that_are_black(self):
         images, labels = random_images(6, 8), np.arange(8) % 2
@@ -142,9 +144,11 @@ class RowsTest(absltest.TestCase):
         examples = types.SimpleNamespace(
             data=make_dataset(images, labels, 5, 255), num_classes=5, name="some"
         )
-        run = types.SimpleNamespace(ground_metric="l1", training_set=lambda: examples)
+        run = types.SimpleNamespace(training_set=lambda: examples)
 
-        certifier = wsjax.NearestNeighbours.from_run(run, neighbours=3, softness=0.1)
+        certifier = wsjax.NearestNeighbours.from_run(
+            run, neighbours=3, softness=0.1, ground_metric="l1"
+        )
 
         held, held_labels = certifier.held()
         np.testing.assert_array_equal(held, np.delete(images, 3, 0))
@@ -154,7 +158,9 @@ class RowsTest(absltest.TestCase):
 
         examples.data = types.SimpleNamespace(arrays=None)
         with self.assertRaisesRegex(ValueError, "some does not fit into"):
-            wsjax.NearestNeighbours.from_run(run, neighbours=1, softness=0.0)
+            wsjax.NearestNeighbours.from_run(
+                run, neighbours=1, softness=0.0, ground_metric="l1"
+            )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from wsjax import models
-from wsjax.runs import config, experiment
+from wsjax.runs import config, experiment, trained
 from wsjax.training import checkpoints, steps
 
 SHAPE = (8, 8, 1)
@@ -29,6 +29,13 @@ CONFIG = config.resolve(
         "certify": {"n0": 10, "n": 10, "alpha": 0.05},
     }
 )
+
+
+def with_widths(widths):
+    """The config with another network."""
+    whole = CONFIG.plain()
+    whole["model"]["widths"] = widths
+    return config.resolve(whole)
 
 
 def state_like(shape=SHAPE, optimizer=OPTIMIZER, **changes):
@@ -201,15 +208,15 @@ class DescriptionTest(chex.TestCase):
 
     def assert_refused(self, pattern, chosen=CONFIG):
         with self.assertRaisesRegex(checkpoints.CheckpointError, pattern):
-            experiment.restore_classifier(chosen, self.folder, Digits)
+            trained.restore(chosen, self.folder, Digits)
 
     def test_restores_the_classifier_that_was_trained(self):
         self.write()
         state = random_state()
-        trained = state._replace(opt_state=CONFIG_OPTIMIZER.init(state.params))
-        CheckpointsTest.store(self.folder, trained)
+        saved = state._replace(opt_state=CONFIG_OPTIMIZER.init(state.params))
+        CheckpointsTest.store(self.folder, saved)
 
-        classify = experiment.restore_classifier(CONFIG, self.folder, Digits)
+        classify, _ = trained.restore(CONFIG, self.folder, Digits)
 
         images = np.random.default_rng(0).uniform(size=(2, *SHAPE)).astype(np.float32)
         module = models.create(num_classes=10, **MODEL)
@@ -238,16 +245,16 @@ class DescriptionTest(chex.TestCase):
 
     def test_other_architecture(self):
         self.write()
-        wider = {**CONFIG, "model": {**CONFIG["model"], "widths": (4, 3)}}
+        wider = with_widths((4, 3))
         self.assert_refused(r"model: trained .*\[2, 3\].*, config .*\[4, 3\]", wider)
 
     def test_lists_and_tuples_are_the_same(self):
         self.write()
-        same = {**CONFIG, "model": {**CONFIG["model"], "widths": (2, 3)}}
+        same = with_widths((2, 3))
         checkpoints.check_description(self.folder, experiment.description(same, Digits))
 
 
-CONFIG_OPTIMIZER = experiment.make_optimizer(CONFIG["train"], 1)
+CONFIG_OPTIMIZER = experiment.make_optimizer(CONFIG.train, 1)
 
 if __name__ == "__main__":
     absltest.main()

@@ -123,9 +123,9 @@ class ProcessesTest(chex.TestCase):
     def write_untrained(cls, workdir):
         """A classifier as train.py leaves it, with the weights it starts from."""
         config = configs.resolve(tiny_runs.load_config(cls.config))
-        examples = Examples(config["data"], "test")
-        module = experiment.make_model(config["model"], examples.num_classes)
-        optimizer = experiment.make_optimizer(config["train"], 1)
+        examples = Examples(config.data, "test")
+        module = experiment.make_model(config.model, examples.num_classes)
+        optimizer = experiment.make_optimizer(config.train, 1)
         shape = examples.image_shape
         state = steps.init_state(jax.random.key(1), module, shape, optimizer)
         workdir.mkdir()

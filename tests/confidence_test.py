@@ -1,10 +1,12 @@
 """Tests of wsjax.confidence."""
 
+import fractions
 import math
+from unittest import mock
 
 import numpy as np
 from absl.testing import absltest, parameterized
-from scipy import stats
+from scipy import special, stats
 
 from wsjax import confidence
 from wsjax.confidence import lower_bound, top_two_p_value, upper_bound
@@ -62,6 +64,49 @@ class BoundTest(parameterized.TestCase):
         above = stats.binom.sf(n - failures - 1, n, lower)
         self.assertLessEqual(above, alpha * (1 + 1e-9))
         self.assertLessEqual(stats.binom.cdf(failures, n, upper), alpha * (1 + 1e-9))
+
+    @parameterized.product(alpha=(1e-6, *ALPHAS), n=(1, 7, 30))
+    def test_are_valid_in_exact_arithmetic_with_some_to_spare(self, alpha, n):
+        def at_least(k, p):
+            """P(at least k of n), in fractions."""
+            p = fractions.Fraction(p)
+            return sum(
+                math.comb(n, j) * p**j * (1 - p) ** (n - j) for j in range(k, n + 1)
+            )
+
+        # Of the 1e-12 that is given away; 1 - 1e-6 has lost as much in rounding.
+        spare = 0.0 if alpha == 1e-6 else 5e-13
+        for k in range(n + 1):
+            lower, upper = lower_bound(k, n, alpha), upper_bound(k, n, alpha)
+            if k > 0:
+                self.assertLessEqual(at_least(k, lower + spare), alpha)
+            if k < n:
+                self.assertLessEqual(1 - at_least(k + 1, upper - spare), alpha)
+
+    def test_are_probabilities_however_many_votes_agree(self):
+        n = 10**7
+        self.assertLessEqual(upper_bound(n - 1, n, 1e-6), 1.0)
+        self.assertGreaterEqual(lower_bound(1, n, 1e-6), 0.0)
+
+    @parameterized.parameters(1e-9, 1e-6, 1e-4)
+    def test_an_inaccurate_quantile_is_made_good(self, error):
+        quantile, n, alpha = special.betaincinv, 1_000, 0.05
+
+        def inaccurate(a, b, y):
+            # For some of the counts, and on the side that claims too much.
+            off = error * (np.minimum(a, b) % 3 == 0)
+            return quantile(a, b, y) * (1 + (off if y == alpha else -off))
+
+        k = np.arange(1, n)
+        with mock.patch.object(special, "betaincinv", inaccurate):
+            lower, upper = lower_bound(k, n, alpha), upper_bound(k, n, alpha)
+
+        above, below = stats.binom.sf(k - 1, n, lower), stats.binom.cdf(k, n, upper)
+        self.assertLessEqual(above.max(), alpha * (1 + 1e-9))
+        self.assertLessEqual(below.max(), alpha * (1 + 1e-9))
+        loss = 4 * error + 1e-11
+        self.assertTrue((lower >= quantile(k, n - k + 1, alpha) - loss).all())
+        self.assertTrue((upper <= quantile(k + 1, n - k, 1 - alpha) + loss).all())
 
     @parameterized.product(alpha=ALPHAS)
     def test_unanimous_votes_give_a_root_of_alpha(self, alpha):

@@ -38,7 +38,7 @@ class ResolveTest(chex.TestCase):
         resolved = config.resolve(ml_collections.ConfigDict(LEAST))
         self.assertEqual(resolved.seed, 0)
         self.assertEqual(resolved.data.stride, 1)
-        self.assertEqual(resolved.smoothing.certificate, "tight")
+        self.assertEqual(resolved.smoothing.theorem, "tight")
         self.assertEqual(resolved.train.momentum, 0.9)
         self.assertFalse(resolved.train.share_noise)
         self.assertEqual(resolved.model.unit, "pixels")

@@ -116,7 +116,7 @@ class ConfigsTest(chex.TestCase):
         # So that one to sixteen devices can share a batch.
         self.assertEqual(settings.train.batch_size % 16, 0)
 
-    @EACH_CONFIG
+    @EACH_TRAINED
     def test_attack(self, path):
         settings, _ = load(path)
         for name, method in registry.METHODS.items():
@@ -161,7 +161,6 @@ class ConfigsTest(chex.TestCase):
                 images, np.arange(20) % classes, classes, 255
             )
             run = types.SimpleNamespace(
-                ground_metric=settings.smoothing.ground_metric,
                 training_set=lambda data_set=data_set: types.SimpleNamespace(
                     data=data_set, num_classes=data_set.num_classes
                 ),
@@ -181,7 +180,7 @@ class ConfigsTest(chex.TestCase):
             self.assertEqual(whole["train"] | train, whole["train"])
             protocol = {"n0": 1_000, "n": 10_000, "alpha": 0.05}
             self.assertEqual(whole["certify"] | protocol, whole["certify"])
-            self.assertEqual(settings.smoothing.certificate, "published")
+            self.assertEqual(settings.smoothing.theorem, "published")
             self.assertEqual(settings.attack.method, "sinkhorn")
             published = settings.attack.settings["sinkhorn"]
             self.assertEqual(published["epsilon"], epsilon)

@@ -62,6 +62,7 @@ class ImageNetFolderTest(parameterized.TestCase):
         self.assertEqual(names, expected)
         np.testing.assert_array_equal(images.labels, np.repeat([0, 1, 2], 4))
         self.assertEqual(images.labels.dtype, np.int32)
+        self.assertFalse(images.labels.flags.writeable)
         self.assertEqual((images.num_classes, images.scale), (3, 255))
 
     def test_classes_are_sorted_whatever_the_file_system_says(self):
@@ -113,6 +114,7 @@ class ImageNetFolderTest(parameterized.TestCase):
         batches = list(images.batches(5))
 
         self.assertEqual([len(batch.labels) for batch in batches], [5, 5, 2])
+        self.assertEqual([len(batch.labels) for batch in images.batches(11)], [11, 1])
         self.assertEqual(batches[0].images.shape, (5, 24, 24, 3))
         self.assertEqual(batches[0].labels.dtype, np.int32)
         joined = data.ImageBatch(*map(np.concatenate, zip(*batches, strict=True)))
@@ -172,7 +174,8 @@ class ImageNetFolderTest(parameterized.TestCase):
             next(batches)
 
     def test_missing_split_is_named(self):
-        (self.dir / "val").rename(self.dir / "elsewhere")
+        # The labels of ImageNet's test set are secret: it is no split.
+        (self.dir / "val").rename(self.dir / "test")
 
         with self.assertRaisesRegex(FileNotFoundError, "test split.*val or .*validat"):
             self.open("test")

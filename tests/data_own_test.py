@@ -120,6 +120,15 @@ class NpzTest(_OwnTest):
         with self.assertRaisesRegex(ValueError, "test.npz has a label 5.*0 to 4"):
             self.load("test")
 
+    def test_there_may_be_as_many_classes_as_images(self):
+        labels = np.arange(1500)
+        self.save(images=np.ones((1500, 2, 1), np.uint8), labels=labels)
+
+        self.assertEqual(self.load().num_classes, 1500)
+        self.save(images=np.ones((1500, 2, 1), np.uint8), labels=labels + 1)
+        with self.assertRaisesRegex(ValueError, "is 1500, .*1501 classes of 1500"):
+            self.load()
+
     @parameterized.named_parameters(
         ("negative", [0, 1, -1, 0, 1, 2], "has a label -1; labels are 0 to"),
         ("absurd", [0, 1, 1000, 0, 1, 2], "is 1000, .*1001 classes of 6"),

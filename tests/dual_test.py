@@ -152,7 +152,7 @@ class CouplingProjectionTest(chex.TestCase):
     @parameterized.parameters(
         ({"epsilon": 0.0}, "epsilon=0.0 is not a positive"),
         ({"max_iterations": 0}, "max_iterations=0 is not a whole"),
-        ({"ground_metric": "l3"}, "'l3' is neither"),
+        ({"ground_metric": "l3"}, "ground_metric='l3' is not one of"),
         ({"mass": np.ones((5, 3, 2, 2, 1))}, r"must be \[H, W, C\] and \[k, k"),
         ({"center": np.ones((2, 2, 1), int)}, "convert it to floats"),
     )
@@ -276,6 +276,26 @@ class DualAttackTest(chex.TestCase):
             np.testing.assert_array_equal(result.verified, result.success)
 
     @EACH_METHOD
+    def test_every_radius_begins_at_the_original(self, method):
+        images, _, weights, _ = linear_case(2, 4)
+
+        def classify(points):  # With a gradient that is another one at every point.
+            return linear(weights)(points**3)
+
+        labels = np.asarray(classify(images).argmax(-1))
+        settings = dataclasses.replace(
+            SETTINGS, method=method, clamp_loss=False, max_steps=2, epsilons=(0.02, 0.3)
+        )
+        both = dual_attack(images, labels, classify, settings=settings)
+        settings = dataclasses.replace(settings, epsilons=(0.3,))
+        alone = dual_attack(images, labels, classify, settings=settings)
+        later = both.steps == 4
+        self.assertTrue(later.any())
+        np.testing.assert_allclose(
+            both.adversarial[later], alone.adversarial[later], atol=1e-5
+        )
+
+    @EACH_METHOD
     def test_keeps_mass_and_radius_but_not_the_range(self, method):
         images, labels, _, classify = linear_case(1, 5)
         settings = dataclasses.replace(
@@ -391,7 +411,7 @@ class DualAttackTest(chex.TestCase):
         ({"epsilons": (0.0, 0.1)}, "epsilons=0.0 is not a positive"),
         ({"gamma": -1.0}, "gamma=-1.0 is not a positive"),
         ({"max_steps": 0}, "max_steps=0 is not a whole"),
-        ({"ground_metric": "l3"}, "'l3' is neither"),
+        ({"ground_metric": "l3"}, "ground_metric='l3' is not one of"),
     )
     def test_settings_refuse(self, arguments, message):
         with self.assertRaisesRegex(ValueError, message):

@@ -4,6 +4,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from wsjax import ABSTAIN
+from wsjax.certifiers.base import Outcomes
 from wsjax.evaluation import certified_accuracy, ladder, published_scores, summarize
 
 # Right with a large and a small radius, wrong, abstained, right again.
@@ -14,9 +15,14 @@ PREDICTIONS = np.array([0, 1, 0, ABSTAIN, ABSTAIN])
 VOTES = np.array([[98, 1, 1], [20, 80, 0], [90, 0, 10], [50, 50, 0], [70, 20, 10]])
 
 
+FOUND = Outcomes(
+    "tight", CERTIFIED, RADII, PREDICTIONS, np.array([100, 50, 100, 20, 30]), 120, VOTES
+)
+
+
 class SummarizeTest(absltest.TestCase):
     def test_by_hand(self):
-        summary = summarize(LABELS, CERTIFIED, RADII, PREDICTIONS, VOTES)
+        summary = summarize(LABELS, FOUND)
 
         self.assertEqual(summary.images, 5)
         self.assertEqual(summary.accuracy, 2 / 5)
@@ -26,44 +32,58 @@ class SummarizeTest(absltest.TestCase):
         self.assertEqual(summary.median_radius, 0.01)  # Of -1, 0, .01, .02, .04.
         self.assertAlmostEqual(summary.mean_radius, 0.07 / 5, places=12)
         self.assertEqual(summary.certified, 3 / 5)
+        self.assertEqual(summary.mean_passes, 60)
+        self.assertEqual(summary.median_passes, 50)
+        self.assertEqual((summary.passes_at_once, summary.times_fewer), (120, 2))
 
     def test_an_even_number_of_images_takes_the_middle_of_two(self):
-        summary = summarize(
-            *(a[:4] for a in (LABELS, CERTIFIED, RADII, PREDICTIONS, VOTES))
-        )
+        four = (a[:4] for a in (CERTIFIED, RADII, PREDICTIONS))
+
+        summary = summarize(LABELS[:4], Outcomes("", *four))
 
         self.assertAlmostEqual(summary.median_radius, 0.005)  # Of -1, 0, .01, .04.
 
     def test_votes_may_differ_in_number(self):
-        votes = np.array([[1, 1], [30, 10]])
+        votes, nothing = np.array([[1, 1], [30, 10]]), np.zeros(2)
 
-        summary = summarize(
-            np.array([0, 1]), np.zeros(2), np.zeros(2), np.zeros(2), votes
-        )
+        found = Outcomes("", nothing, nothing, nothing, votes=votes)
 
-        self.assertAlmostEqual(summary.base_accuracy, (1 / 2 + 1 / 4) / 2)
+        base_accuracy = summarize(np.array([0, 1]), found).base_accuracy
+        self.assertAlmostEqual(base_accuracy, (1 / 2 + 1 / 4) / 2)
+
+    def test_what_was_not_counted_is_left_out(self):
+        plain = FOUND._replace(votes=None, passes=None, most_passes=None)
+
+        summary = summarize(LABELS, plain)
+
+        expected = summarize(LABELS, FOUND)._asdict() | dict.fromkeys(
+            (
+                "base_accuracy", "mean_passes", "median_passes", "passes_at_once",
+                "times_fewer",
+            )
+        )  # fmt: skip
+        self.assertEqual(summary._asdict(), expected)
+        all_votes = summarize(LABELS, FOUND._replace(most_passes=None))
+        self.assertEqual((all_votes.mean_passes, all_votes.times_fewer), (60, None))
 
     def test_right_at_radius_zero_is_not_certified(self):
-        summary = summarize(
-            np.array([0]),
-            np.array([0]),
-            np.array([0.0]),
-            np.array([0]),
-            np.array([[9, 1]]),
-        )
+        zero = np.array([0])
+
+        summary = summarize(zero, Outcomes("", zero, np.array([0.0]), zero))
 
         self.assertEqual((summary.certified, summary.accuracy), (0.0, 1.0))
 
     def test_values_are_plain_numbers(self):
-        summary = summarize(LABELS, CERTIFIED, RADII, PREDICTIONS, VOTES)
+        summary = summarize(LABELS, FOUND)
 
-        for value in summary[1:]:
-            self.assertIs(type(value), float)
+        for name, value in summary._asdict().items():
+            whole = name in ("images", "passes_at_once")
+            self.assertIs(type(value), int if whole else float)
 
     def test_refuses_an_empty_run(self):
         nothing = np.zeros(0, int)
         with self.assertRaisesRegex(ValueError, "no rows to summarize"):
-            summarize(nothing, nothing, nothing, nothing, np.zeros((0, 3)))
+            summarize(nothing, Outcomes("", nothing, nothing, nothing))
 
 
 class ScoresTest(parameterized.TestCase):

@@ -9,8 +9,18 @@ import numpy as np
 import oracles
 from absl.testing import absltest, parameterized
 
-from wsjax.attacks import FlowAttack, flow_attack, measure
-from wsjax.smoothing import ABSTAIN, make_smoothing, predict
+from wsjax.attacks import (
+    FlowAttack,
+    Victim,
+    flow,
+    flow_attack,
+    measure,
+    smoothed,
+    victims,
+)
+from wsjax.certifiers.votes import FixedVotes
+from wsjax.scores import ABSTAIN
+from wsjax.smoothing import make_smoothing
 
 SHAPE = (4, 5, 1)
 SETTINGS = FlowAttack(batch_size=4, start_radius=0.1)
@@ -89,6 +99,19 @@ class FlowAttackTest(chex.TestCase):
             result.adversarial[~result.success], images[~result.success]
         )
 
+    def test_what_is_beyond_a_fixed_radius_is_no_success(self):
+        images = np.full((2, *SHAPE), 0.5, np.float32)
+        points = images.copy()
+        for place, moved in enumerate((0.2, 0.4)):  # By one pixel, of a mass of 10.
+            points[place, 0, 0] -= moved
+            points[place, 0, 1] += moved
+        settings = dataclasses.replace(SETTINGS, radius=0.03)
+        draws = victims.image_draws(Victim(None), None, 2)
+        everyone = np.ones(2, bool)
+        group = flow._Group(images, None, draws, everyone, Victim(None), settings)
+        _, far = group.judge(points, everyone)
+        np.testing.assert_allclose(far, [0.02, np.inf], rtol=1e-5)
+
     def test_targeted(self):
         images, labels, weights = linear_case(0, 4)
         wanted = dataclasses.replace(SETTINGS, targeted=True, loss="cross_entropy")
@@ -123,6 +146,86 @@ class FlowAttackTest(chex.TestCase):
         with self.assertRaisesRegex(ValueError, "restarts is random: pass key"):
             flow_attack(images, labels, classify, settings=twice)
 
+    @parameterized.parameters(1, 7)
+    def test_restarts_of_an_image_depend_on_its_key_alone(self, batch_size):
+        images, *_ = linear_case(2, 7)
+
+        # A wavy boundary: what a search finds depends on where it starts.
+        def classify(points):
+            sums = jnp.einsum("bhwc,hwck->bk", points, waves)
+            score = 2 + sums[:, 0] + 4 * jnp.sin(3 * sums[:, 1:]).sum(1)
+            return jnp.stack([-score, score], -1)
+
+        waves = np.random.default_rng(1).normal(size=(*SHAPE, 4)).astype(np.float32)
+        labels = np.asarray(classify(images).argmax(-1))
+        settings = dataclasses.replace(
+            SETTINGS, restarts=3, max_steps=4, start_radius=0.5
+        )
+        keys = jax.random.split(jax.random.key(0), 7)
+        expected, other = (
+            flow_attack(images, labels, classify, key=k, settings=settings)
+            for k in (keys, keys[::-1])
+        )
+        chosen = dataclasses.replace(settings, batch_size=batch_size)
+        for rows in (slice(0, 7), np.array([5, 2])):
+            found = flow_attack(
+                images[rows], labels[rows], classify, key=keys[rows], settings=chosen
+            )
+            np.testing.assert_allclose(found.epsilon, expected.epsilon[rows], rtol=1e-3)
+        apart = np.abs(other.epsilon / expected.epsilon - 1)
+        self.assertGreater(np.nanmax(apart), 0.02)
+
+    def test_every_restart_starts_elsewhere(self):
+        images, *_ = linear_case(2, 2)
+        images[1] = images[0]
+        draws = victims.image_draws(Victim(None), jax.random.key(0), 2)
+        starts = [
+            flow._begin(
+                images, draws, np.int32(restart), settings=SETTINGS, randomly=True
+            ).flow.edges
+            for restart in (1, 2, 2)
+        ]
+        np.testing.assert_array_equal(starts[1], starts[2])
+        for one, other in ((starts[0], starts[1]), np.moveaxis(starts[0], -1, 0)):
+            self.assertGreater(np.abs(one - other).max(), 1e-3)
+
+    def test_no_question_is_asked_twice_under_one_key(self):
+        images, labels, weights = linear_case(0, 3)
+        seen = []
+
+        def answer(keys, points):
+            seen.extend(map(tuple, jax.random.key_data(keys).tolist()))
+            scores = np.tensordot(np.asarray(points), weights, 3)
+            return (scores > 0).astype(int)
+
+        victim = Victim(classifier(weights), answer=answer)
+        settings = dataclasses.replace(SETTINGS, max_steps=5, levels=255)
+        flow_attack(images, labels, victim, key=jax.random.key(0), settings=settings)
+        # Before, of two candidates ten times at least, and to verify.
+        self.assertGreater(len(seen), 3 * 20)
+        self.assertLen(set(seen), len(seen))
+
+    def test_early_answers_lead_and_others_count(self):
+        images, labels, weights = linear_case(0, 2)
+        asked = []
+
+        def early(keys, points, max_votes):
+            asked.append(max_votes)
+            return np.zeros(len(points), int)  # Of luck: always wrong.
+
+        victim = Victim(
+            classifier(weights),
+            answer=lambda keys, points: np.ones(len(points), int),
+            answer_early=early,
+        )
+        settings = dataclasses.replace(SETTINGS, max_steps=5, num_votes=123)
+        found = flow_attack(
+            images, labels, victim, key=jax.random.key(0), settings=settings
+        )
+        self.assertEqual(set(asked), {123})
+        self.assertTrue(found.success.all())
+        self.assertFalse(found.verified.any())
+
     def test_images_that_are_wrong_already_stay(self):
         images, labels, weights = linear_case(0, 2)
         result = flow_attack(images, 1 - labels, classifier(weights), settings=SETTINGS)
@@ -152,9 +255,11 @@ class FlowAttackTest(chex.TestCase):
         result = flow_attack(
             images,
             labels,
-            classifier(weights),
+            Victim(
+                classifier(weights),
+                answer=lambda keys, images: np.full(len(images), ABSTAIN),
+            ),
             key=jax.random.key(0),
-            decide=lambda keys, images: np.full(len(images), ABSTAIN),
             settings=SETTINGS,
         )
         self.assertFalse(result.success.any() or result.verified.any())
@@ -164,14 +269,14 @@ class FlowAttackTest(chex.TestCase):
         images, labels, weights = linear_case(0, 2)
         classify = classifier(weights)
         settings = dataclasses.replace(
-            SETTINGS, ground_metric="l2", num_samples=16, num_votes=400, n=1000
+            SETTINGS, ground_metric="l2", num_samples=16, num_votes=400
         )
+        victim = smoothed(classify, SMOOTHING, n=1000, alpha=0.05)
         result = flow_attack(
             images,
             labels,
-            classify,
+            victim,
             key=jax.random.key(0),
-            smoothing=SMOOTHING,
             settings=settings,
         )
         self.assertTrue(result.verified.all())
@@ -180,12 +285,11 @@ class FlowAttackTest(chex.TestCase):
             least = oracles.nearest_below(images[place], weights, "l2")
             self.assertGreater(result.epsilon[place], 0.98 * least)
             self.assertLess(result.epsilon[place], 1.3 * least + 0.02)
-            answer = predict(
-                jax.random.key(9), point, classify, SMOOTHING, n=1000, alpha=0.05
-            )
+            judge = FixedVotes(classify, SMOOTHING, n=1000, alpha=0.05)
+            answer = judge.predict(point, jax.random.key(9))
             self.assertEqual(answer.label, 0)
         with self.assertRaisesRegex(ValueError, "pass key="):
-            flow_attack(images, labels, classify, smoothing=SMOOTHING)
+            flow_attack(images, labels, victim)
 
     def test_broken_classifiers_are_named(self):
         images, labels, _ = linear_case(0, 2)
@@ -204,7 +308,6 @@ class FlowAttackTest(chex.TestCase):
         ({"max_steps": 0}, "max_steps=0"),
         ({"step_size": 0.0}, "step_size=0.0"),
         ({"levels": -1}, "levels=-1"),
-        ({"alpha": 0.95}, "alpha=0.95 .*0.05"),
     )
     def test_settings_outside_their_range(self, settings, message):
         with self.assertRaisesRegex(ValueError, message):

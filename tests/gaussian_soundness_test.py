@@ -19,12 +19,12 @@ from wsjax import (
     ColouredGaussian,
     FlowGaussian,
     GaussianView,
-    StencilGaussian,
     gaussian_smoothing,
     make_key,
     spectrum,
 )
-from wsjax.smoothing import certificate_from_votes
+from wsjax.certifiers.votes import certificate_from_votes
+from wsjax.gaussian import StencilGaussian
 
 SHAPE = (5, 6, 2)
 PIXELS = 60
@@ -113,7 +113,10 @@ class LinearClassifierTest(parameterized.TestCase):
             spread, slope = exact(name, v, metric)
             gaps = np.array([0.1, 1.0, 3.0])
             p = stats.norm.cdf(gaps)
-            for radii in (smoothing.radius(p), smoothing.radius(p, 1 - 0.9 * p)):
+            for radii in (
+                smoothing.scores.radius(p),
+                smoothing.scores.radius(p, 1 - 0.9 * p),
+            ):
                 self.assertTrue((radii > 0).all())
                 self.assertTrue((radii <= gaps * spread / slope * (1 + 1e-9)).all())
 
@@ -127,7 +130,7 @@ class LinearClassifierTest(parameterized.TestCase):
         spread, slope = exact(name, v, metric)
 
         gaps = np.array([0.01, 0.5, 2.0, 4.0])
-        radii = smoothing.radius(stats.norm.cdf(gaps))
+        radii = smoothing.scores.radius(stats.norm.cdf(gaps))
         np.testing.assert_allclose(radii, gaps * spread / slope, rtol=1e-9)
         self.assertAlmostEqual(v @ seen @ move.ravel() / distance / slope, 1.0)
 
@@ -138,7 +141,7 @@ class LinearClassifierTest(parameterized.TestCase):
         smoothing = gaussian_smoothing(law, SHAPE, metric)
         first, second = np.array([-0.5, -0.1, 0.2, 2.0]), np.array([1.0, 0.3, 0.2, 3.0])
         p, q = stats.norm.cdf(first), stats.norm.cdf(-second)
-        radii = smoothing.radius(p, q)
+        radii = smoothing.scores.radius(p, q)
         # Leaning lower by `s` makes both as likely when first - s = s - second.
         gaps = (first + second) / 2
         self.assertTrue((gaps > 0).all())
@@ -157,7 +160,7 @@ class LinearClassifierTest(parameterized.TestCase):
         _, move, _ = oracles.hardest_move(precision, SHAPE, "l2")
         spread, slope = exact(name, listener(name, move), "l2")
 
-        wrong = gaussian_smoothing(law, SHAPE, "l1").radius(P)
+        wrong = gaussian_smoothing(law, SHAPE, "l1").scores.radius(P)
 
         self.assertGreater(wrong, 1.001 * stats.norm.ppf(P) * spread / slope)
 
@@ -199,7 +202,7 @@ class DrawnTest(parameterized.TestCase):
     @parameterized.parameters(*DRAWN)
     def test_the_vote_turns_where_the_certificate_ends(self, name):
         smoothing, image, v, threshold, step = self.hardest(name)
-        radius = smoothing.radius(P)
+        radius = smoothing.scores.radius(P)
 
         for distance in (0.0, 0.9, 1.1):
             moved = image + distance * radius * step
@@ -229,7 +232,7 @@ class DrawnTest(parameterized.TestCase):
                 certificate = certificate_from_votes(
                     selection,
                     estimation,
-                    smoothing,
+                    smoothing.scores,
                     alpha=alpha,
                     use_runner_up=use_runner_up,
                 )

@@ -16,7 +16,7 @@ from absl.testing import absltest, parameterized
 
 from wsjax import models
 from wsjax.interop import torch_checkpoints
-from wsjax.runs import config, experiment
+from wsjax.runs import config, trained
 
 try:
     import torch
@@ -129,12 +129,16 @@ class LoadTest(Folder):
             {
                 "data": {"name": "digits"},
                 "model": model,
-                "smoothing": {"noise": "n", "sigma": 1.0, "ground_metric": "l1"},
+                "smoothing": {
+                    "noise": "flow_laplace",
+                    "sigma": 1.0,
+                    "ground_metric": "l1",
+                },
                 "train": {"learning_rate": 1.0, "batch_size": 1, "num_epochs": 1},
                 "certify": {"n0": 1, "n": 1, "alpha": 0.1},
             }
         )
-        classify = experiment.restore_classifier(settings, self.folder, Digits)
+        classify, _ = trained.restore(settings, self.folder, Digits)
         self.assert_same_logits(network, classify.args[0], SMALL, (8, 8, 1))
 
     def test_a_hostile_file_runs_no_code(self):

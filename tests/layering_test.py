@@ -13,9 +13,9 @@ import wsjax
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "wsjax"
-# Who may lean on whom: a room imports rooms of floors below its own, never one beside it
-# or above. Rooms are modules and subpackages of wsjax; each has a place here.
-FLOORS = (
+# Who may lean on whom: a module imports modules of layers below its own, never one beside
+# it or above. Subpackages count as one; each has a place here.
+LAYERS = (
     ("_version", "metrics", "flow", "images", "confidence", "fast_random", "scores"),
     ("votes", "spectrum", "sequential", "transport", "noise", "certificates"),
     ("gaussian", "fast_transport", "nearest"),
@@ -28,7 +28,7 @@ FLOORS = (
     ("training", "interop"),
     ("runs",),
 )
-CORE = [room for floor in FLOORS[:6] for room in floor]
+CORE = [module for layer in LAYERS[:6] for module in layer]
 # What the scripts and subpackages need and `import wsjax` must not.
 HEAVY = [
     "flax",
@@ -128,22 +128,22 @@ class ImportTest(parameterized.TestCase):
         self.assertContainsSubset({"jax", "numpy", "scipy", "wsjax"}, loaded)
         self.assertEmpty(loaded & set(HEAVY))
 
-    def test_every_room_has_a_floor(self):
-        rooms = {
+    def test_every_module_has_a_layer(self):
+        modules = {
             path.stem
             for path in PACKAGE.iterdir()
             if not path.name.startswith((".", "__")) and path.suffix in ("", ".py")
         }
-        self.assertCountEqual(rooms, [room for floor in FLOORS for room in floor])
+        self.assertCountEqual(modules, [module for layer in LAYERS for module in layer])
 
     def test_no_arrow_goes_up_or_sideways(self):
         below: set[str] = set()
-        for floor in FLOORS:
-            for room in floor:
-                for path in modules_under(room):
-                    above = wsjax_modules(path) - below - {room} - {*wsjax.__all__}
+        for layer in LAYERS:
+            for module in layer:
+                for path in modules_under(module):
+                    above = wsjax_modules(path) - below - {module} - {*wsjax.__all__}
                     self.assertEmpty(above, f"{path} leans on {above}")
-            below |= {*floor}
+            below |= {*layer}
 
     def test_the_public_names_are_those_of_the_core(self):
         allowed = {*CORE, *wsjax.__all__}

@@ -1,5 +1,6 @@
 """Tests of wsjax.training.learned_noise: scaled to the certificate, whatever it learns."""
 
+import dataclasses
 import functools
 import itertools
 import types
@@ -60,8 +61,8 @@ def quickly(function):
 def built(name):
     """One case: its noise, two sets of parameters, and what comes of them.
 
-    `compute(params, weights)` is `(prepared, slope, picture)`: what `prepare` returns, the
-    gradient of `sum(weights * prepared)`, and the picture of `image` under `key`.
+    `compute(params, weights)` is `(law, slope, picture)`: the law of traced parameters, the
+    gradient of `sum(weights * law)`, and the picture of `image` under `key`.
     """
     kind, (shape, metric, options) = (
         (LearnedView, VIEWS[name])
@@ -79,15 +80,15 @@ def built(name):
     )
     weights = jax.tree.map(
         lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32),
-        jax.eval_shape(noise.prepare, start),
+        jax.eval_shape(noise.law, start),
     )
     image, key = some_images(shape, 1, seed=3)[0] / np.float32(255), jax.random.key(4)
 
     @quickly
     def compute(params, weights):
-        prepared, pull_back = jax.vjp(noise.prepare, params)
-        picture = noise.picture(prepared, image, noise.draw(key))
-        return prepared, pull_back(weights)[0], picture
+        law, pull_back = jax.vjp(noise.law, params)
+        picture = law.copy_of(image, law.variables(key))
+        return law, pull_back(weights)[0], picture
 
     params = {"start": start, "moved": moved}
     results = {which: compute(values, weights) for which, values in params.items()}
@@ -100,7 +101,7 @@ def built(name):
         compute=compute,
         weights=weights,
         params=params,
-        prepared={which: result[0] for which, result in results.items()},
+        laws={which: result[0] for which, result in results.items()},
         slopes={which: result[1] for which, result in results.items()},
         picture=results["moved"][2],
     )
@@ -150,9 +151,10 @@ def assert_close(actual, expected, tolerance):
 
 class CertificateTest(chex.TestCase):
     @EACH
-    def test_prepared_noise_certifies_its_scale(self, name):
+    def test_the_law_of_the_loss_certifies_its_scale(self, name):
         case = built(name)
-        for which, (array, _) in case.prepared.items():
+        for which, law in case.laws.items():
+            array = law.features if name in VIEWS else law.amplitude
             constant = SCALE * slowly(array, case.shape, case.metric)
             if name in VIEWS and case.metric == "l2":
                 # Only pairs of near pixels are looked at while training.
@@ -180,12 +182,12 @@ class CertificateTest(chex.TestCase):
         features = np.zeros(case.params["start"]["features"].shape, np.float32)
         features[0, ..., 0] = ramp
 
-        (prepared, _), _, _ = case.compute({"features": features}, case.weights)
+        seen, _, _ = case.compute({"features": features}, case.weights)
         law = case.noise.freeze({"features": features})
 
         too_much = np.sqrt(50) / 7
         self.assertBetween(too_much, 1.01, DETOUR)
-        constant = SCALE * slowly(prepared, case.shape, "l2")
+        constant = SCALE * slowly(seen.features, case.shape, "l2")
         self.assertAlmostEqual(constant, too_much, delta=1e-5)
         constant = SCALE * slowly(law.features, case.shape, "l2")
         self.assertBetween(constant, 1 - 1e-5, 1.0)
@@ -226,7 +228,7 @@ class CertificateTest(chex.TestCase):
         start = np.asarray(case.params["moved"]["features"], np.float64)
         first = squares(start).max() ** 0.5, soft(start)
         # Weights on the features alone, so that the readout plays no part.
-        weights = np.asarray(case.weights[0], np.float64)
+        weights = np.asarray(case.weights.features, np.float64)
         direction = np.random.default_rng(2).normal(size=start.shape)
 
         def value(size):
@@ -234,7 +236,8 @@ class CertificateTest(chex.TestCase):
             return np.sum(weights * features) * first[1] / soft(features)
 
         change = (value(1e-5) - value(-1e-5)) / 2e-5 / (SCALE * first[0])
-        alone = (case.weights[0], jnp.zeros_like(case.weights[1]))
+        alone = jax.tree.map(jnp.zeros_like, case.weights)
+        alone = dataclasses.replace(alone, features=case.weights.features)
         _, slope, _ = case.compute(case.params["moved"], alone)
         ratio = np.vdot(slope["features"], direction) / change
         self.assertAlmostEqual(ratio, 1.0, delta=1e-3)
@@ -247,7 +250,7 @@ class PictureTest(chex.TestCase):
         if name in VIEWS:
             # Training looks at near pairs, the law at all; here, one is the worst.
             constant = SCALE * slowly(
-                case.prepared["moved"][0], case.shape, case.metric
+                case.laws["moved"].features, case.shape, case.metric
             )
             self.assertAlmostEqual(constant, 1.0, delta=1e-5)
         law = case.noise.freeze(case.params["moved"])
@@ -260,7 +263,7 @@ class PictureTest(chex.TestCase):
     @parameterized.parameters("gray_l1", "colour_l2")
     def test_readout_of_a_view_is_the_linear_estimate(self, name):
         case = built(name)
-        features, readout = case.prepared["moved"]
+        features, readout = case.laws["moved"].features, case.laws["moved"].readout
         phi = np.float64(features).reshape(len(features), -1)
         images = some_images(case.shape).reshape(12, -1).astype(np.float64)
         images /= images.sum(axis=1, keepdims=True)
@@ -273,7 +276,7 @@ class PictureTest(chex.TestCase):
     @parameterized.parameters("gray_free_l2", "coupled_radial_l2")
     def test_filter_of_a_spectrum_is_that_of_wiener(self, name):
         case = built(name)
-        amplitude, gain = case.prepared["moved"]
+        amplitude, gain = case.laws["moved"].amplitude, case.laws["moved"].gain
         images = some_images(case.shape).astype(np.float64)
         images /= images.sum(axis=(1, 2, 3), keepdims=True)
         waves = np.fft.fft2(images - images.mean(axis=0), axes=(1, 2))
@@ -289,20 +292,21 @@ class PictureTest(chex.TestCase):
 
     def test_without_a_filter_the_noise_is_added(self):
         case = built("uncoupled_unfiltered_l2")
-        amplitude, gain = case.prepared["moved"]
-        self.assertIsNone(gain)
+        seen = case.laws["moved"]
+        self.assertIsNone(seen.gain)
         law = case.noise.freeze(case.params["moved"])
         self.assertIsNone(law.gain)
         self.assertIsNone(law.mean)
-        draw = np.asarray(case.noise.draw(case.key))
-        moved = oracles.sum_of_waves(draw, amplitude, case.shape)
+        waves = np.asarray(law.variables(case.key))
+        half = seen.amplitude[:, : case.shape[1] // 2 + 1]
+        moved = oracles.sum_of_waves(waves, half, case.shape)
         expected = case.image + case.image.sum() * moved
         assert_close(case.picture, expected, 1e-5)
 
     @parameterized.parameters("colour_l2", "gray_free_l2")
-    def test_draws_are_standard_normal(self, name):
+    def test_variables_are_standard_normal(self, name):
         keys = jax.random.split(jax.random.key(0), 1000)
-        values = quickly(jax.vmap(built(name).noise.draw))(keys).ravel()
+        values = quickly(jax.vmap(built(name).laws["start"].variables))(keys).ravel()
         self.assertLess(abs(values.mean()), 5 / len(values) ** 0.5)
         self.assertLess(abs(values.var() - 1), 8 / len(values) ** 0.5)
         self.assertLess(abs(np.mean(values**4) - 3), 50 / len(values) ** 0.5)
@@ -515,10 +519,11 @@ class FixedNoiseTest(chex.TestCase):
         image = jnp.ones((2, 3, 1))
         self.assertEqual(noise.init(), ())
         self.assertFalse(noise.can_shift)
-        actual = noise.picture(noise.prepare(()), image, noise.draw(key))
+        law = noise.law(())
+        actual = law.copy_of(image, law.variables(key))
         chex.assert_trees_all_equal(actual, perturb(key, image))
         nothing = learned_noise.FixedNoise(None)
-        self.assertIs(nothing.picture(None, image, key), image)
+        self.assertIs(nothing.copy_of(image, key), image)
 
 
 if __name__ == "__main__":

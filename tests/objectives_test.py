@@ -226,9 +226,8 @@ def pictures_of(noise):
     """Function of parameters, images and draws `[copies, B, ...]` to pictures."""
 
     def pictures(params, images, draws):
-        of_each = jax.vmap(noise.picture, (None, 0, 0))
-        prepared = noise.prepare(params)
-        return jax.vmap(of_each, (None, None, 0))(prepared, images, draws)
+        of_each = jax.vmap(noise.law(params).copy_of)
+        return jax.vmap(of_each, (None, 0))(images, draws)
 
     return oracles.on_host(pictures, compiler_options=QUICKLY)
 
@@ -258,9 +257,8 @@ class Trained:
     def draws(self):
         """What the first step adds noise by: `[copies, B, ...]`."""
         _, key = jax.random.split(jax.random.fold_in(self.key, 0))
-        draws = np.array(
-            [self.noise.draw(jax.random.fold_in(key, i)) for i in range(16)]
-        )
+        law = self.noise.freeze(self.first_state().noise)
+        draws = np.array([law.variables(jax.random.fold_in(key, i)) for i in range(16)])
         return draws.reshape(2, 8, *draws.shape[1:])
 
     def logits(self, state):
@@ -349,19 +347,22 @@ class StepTest(chex.TestCase):
         class Louder:
             """As much of learned noise as an evaluation needs."""
 
-            def prepare(self, params):
-                return 2 * params
+            def __init__(self, size=None):
+                self.size = size
 
-            def draw(self, key):
+            def law(self, params):
+                return Louder(2 * params)
+
+            def variables(self, key):
                 return jax.random.normal(key, SHAPE)
 
-            def picture(self, prepared, image, draw):
-                return image + prepared * draw
+            def copy_of(self, image, variables):
+                return image + self.size * variables
 
         images, key = separable(30).images, jax.random.key(5)
         first = trained("cross_entropy").first_state()
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(30))
-        draws = np.asarray(jax.vmap(Louder().draw)(keys)).reshape(30, -1)
+        draws = np.asarray(jax.vmap(Louder().variables)(keys)).reshape(30, -1)
         weights = jax.tree.map(np.asarray, first.params["Dense_0"])
 
         def answers_of(noise):

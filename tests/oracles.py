@@ -11,7 +11,7 @@ import math
 
 import jax
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 
 
 def edges(shape, wrap):
@@ -283,6 +283,29 @@ def flow_law(name, sigma):
     if name.endswith("uniform"):
         return stats.uniform(loc=-np.sqrt(3) * sigma, scale=2 * np.sqrt(3) * sigma)
     return stats.norm(scale=sigma)
+
+
+def radius_of_version_0_2(theorem, p, spread, metric, runner_up=None):
+    """The formulas that version 0.2 had in place of scores, with their rounding.
+
+    `theorem` is the name of a function of `certificates`, `spread` sigma or kappa.
+    """
+    q = 1 - p if runner_up is None else np.minimum(runner_up, 1 - p)
+    scale = spread / math.sqrt(2)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        published = 0.5 * scale * (np.log(p) - np.log(q))
+        above_half = -0.5 * scale * np.log(4 * q * (1 - p))
+        radius = {
+            "laplace_published": published,
+            "laplace": np.where(p >= 0.5, above_half, published),
+            "uniform": spread * math.sqrt(3) * (p - q),
+            "gaussian": 0.5 * (special.ndtri(p) - special.ndtri(q)) / spread,
+        }[theorem.removeprefix("flow_").removeprefix("pixel_")]
+    radius = np.where(p > q, radius, 0)
+    if theorem.startswith("flow") and metric == "l2":
+        radius = radius / math.sqrt(2)
+    radius = np.maximum(radius * (1 - 2.0**-45), 0)
+    return radius / 2 if theorem.startswith("pixel") else radius
 
 
 def least_probability_after(law, p, shifts, cells):

@@ -9,8 +9,16 @@ import numpy as np
 import oracles
 from absl.testing import absltest, parameterized
 
-from wsjax.attacks import SinkhornAttack, measure, restore_mass, sinkhorn_attack
-from wsjax.smoothing import ABSTAIN, make_smoothing
+from wsjax.attacks import (
+    SinkhornAttack,
+    Victim,
+    measure,
+    sinkhorn_attack,
+    smoothed,
+)
+from wsjax.attacks.measurement import restore_mass
+from wsjax.scores import ABSTAIN
+from wsjax.smoothing import make_smoothing
 from wsjax.transport import exact_distance
 
 SHAPE = (4, 5, 1)
@@ -96,9 +104,8 @@ class SinkhornAttackTest(chex.TestCase):
         result = sinkhorn_attack(
             images,
             labels,
-            classify,
+            Victim(classify, answer=always_right),
             key=jax.random.key(0),
-            decide=always_right,
             settings=settings,
         )
 
@@ -119,9 +126,8 @@ class SinkhornAttackTest(chex.TestCase):
             result = sinkhorn_attack(
                 images,
                 labels,
-                classify,
+                Victim(classify, answer=always_right),
                 key=jax.random.key(0),
-                decide=always_right,
                 settings=settings,
             )
             self.assertGreaterEqual(result.adversarial.min(), 0.0)
@@ -190,9 +196,8 @@ class SinkhornAttackTest(chex.TestCase):
         result = sinkhorn_attack(
             images,
             labels,
-            classify,
+            Victim(classify, answer=always_right),
             key=jax.random.key(0),
-            decide=always_right,
             settings=settings,
         )
 
@@ -235,8 +240,6 @@ class SinkhornAttackTest(chex.TestCase):
         ({"step_size": -0.1}, "step_size=-0.1"),
         ({"epsilon_factor": 0.9}, "epsilon_factor=0.9 is below 1"),
         ({"max_steps": 0}, "max_steps=0 is not a whole number above zero"),
-        ({"n": 10.5}, "n=10.5 is not a whole"),
-        ({"alpha": 0.95}, r"alpha=0.95 is outside \(0, 0.5\)"),
         ({"kernel_size": 4}, "kernel_size=4 is not an odd"),
         ({"ground_metric": "l3"}, "'l3'"),
     )
@@ -246,11 +249,15 @@ class SinkhornAttackTest(chex.TestCase):
 
 
 class SmoothedAttackTest(chex.TestCase):
-    settings = dataclasses.replace(SETTINGS, num_samples=4, n=100, batch_size=8)
+    settings = dataclasses.replace(SETTINGS, num_samples=4, batch_size=8)
 
-    def attack(self, case, seed=0, **arguments):
-        arguments = {"smoothing": SMOOTHING, "settings": self.settings} | arguments
-        return sinkhorn_attack(*case, key=jax.random.key(seed), **arguments)
+    def attack(self, case, seed=0, answer=None, settings=settings):
+        images, labels, classify = case
+        victim = smoothed(classify, SMOOTHING, n=100, alpha=0.05)
+        if answer is not None:
+            victim = dataclasses.replace(victim, answer=answer)
+        key = jax.random.key(seed)
+        return sinkhorn_attack(images, labels, victim, key=key, settings=settings)
 
     def test_misleads_the_votes(self):
         case = linear_case(20, 3)
@@ -279,11 +286,9 @@ class SmoothedAttackTest(chex.TestCase):
             s = 0.1 * jnp.tensordot(images[..., 0].sum(1), jnp.arange(5.0), 1)
             return jnp.stack([jnp.zeros_like(s), side * s], axis=-1)
 
-        @dataclasses.dataclass(frozen=True)
-        class Flip:
-            def perturb(self, key, image):
-                sign = jax.random.rademacher(key, (), image.dtype)
-                return image.at[0, 0, 0].set(0.5 + sign)
+        def flip(key, image):
+            sign = jax.random.rademacher(key, (), image.dtype)
+            return image.at[0, 0, 0].set(0.5 + sign)
 
         images = np.full((1, *SHAPE), 0.5, np.float32)
         settings = dataclasses.replace(
@@ -293,10 +298,8 @@ class SmoothedAttackTest(chex.TestCase):
         result = sinkhorn_attack(
             images,
             np.array([1]),
-            classify,
+            Victim(classify, flip, always_right),
             key=jax.random.key(2),
-            smoothing=Flip(),
-            decide=always_right,
             settings=settings,
         )
 
@@ -316,7 +319,7 @@ class SmoothedAttackTest(chex.TestCase):
             settings = dataclasses.replace(
                 self.settings, abstention_counts=counts, max_steps=2
             )
-            result = self.attack(case, decide=undecided, settings=settings)
+            result = self.attack(case, answer=undecided, settings=settings)
             self.assertTrue((result.success == counts).all())
             self.assertTrue((result.verified == counts).all())
 
@@ -330,7 +333,7 @@ class SmoothedAttackTest(chex.TestCase):
             calls = len(seen) // len(keys)
             return np.full(len(images), 0 if calls == 2 else 1)
 
-        result = self.attack(case, decide=wrong_once)
+        result = self.attack(case, answer=wrong_once)
 
         self.assertTrue(result.success.all())
         np.testing.assert_array_equal(result.steps, 1)
@@ -341,7 +344,8 @@ class SmoothedAttackTest(chex.TestCase):
     def test_needs_a_key(self):
         images, labels, classify = linear_case(24, 1)
         with self.assertRaisesRegex(ValueError, "pass key="):
-            sinkhorn_attack(images, labels, classify, smoothing=SMOOTHING)
+            victim = smoothed(classify, SMOOTHING, n=100, alpha=0.05)
+            sinkhorn_attack(images, labels, victim)
 
 
 class MeasureTest(chex.TestCase):

@@ -104,6 +104,14 @@ class LossesTest(parameterized.TestCase):
                 actual = losses.loss(logits, np.array([0, 1]), name)
                 self.assertTrue(np.isfinite(actual).all(), name)
 
+    def test_slopes_of_no_use_count_as_zero(self):
+        slopes = np.zeros((4, 2, 3, 1), np.float32)
+        slopes[0, 1, 2], slopes[0, 0, 0] = -4, 2
+        slopes[2, 0, 0], slopes[3, 0, 0] = np.nan, np.inf
+        actual = losses.with_largest_one(slopes)
+        np.testing.assert_array_equal(actual[0], slopes[0] / 4)
+        np.testing.assert_array_equal(actual[1:], 0)
+
     def test_unknown_loss(self):
         with self.assertRaisesRegex(ValueError, "loss='hinge'"):
             losses.loss(self.logits, self.labels, "hinge")

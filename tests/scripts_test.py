@@ -476,7 +476,7 @@ REFUSED = {
     ),
     "radius=5 is out of reach of this noise": ("--config.certify.at_radii=(0.01, 5)",),
     "radius=-0.01 is not a positive finite": ("--config.certify.at_radii=(-0.01,)",),
-    "at_radii=('a',) is not a list of numbers": ("--config.certify.at_radii=('a',)",),
+    "radii=('a',) is not a list of numbers": ("--config.certify.at_radii=('a',)",),
     "first_look=0 is not a positive": (AT_RADII, "--config.certify.first_look=0"),
     "beta=0.7 is outside (0, 0.5)": (AT_RADII, "--config.certify.beta=0.7"),
     "max_radius_loss=0.2 means nothing to config.certify.method='at_radii'": (

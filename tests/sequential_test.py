@@ -304,6 +304,11 @@ class DecideTest(parameterized.TestCase):
         self.assertEqual(decide(100, 100, p0, n=n, **options), UNDECIDED)
         self.assertEqual(decide(99, 100, p0, n=n, **options), GIVEN_UP)
 
+    def test_one_vote_is_a_number_of_votes(self):
+        # The bound of one vote for the class is 0.025.
+        self.assertEqual(decide(1, 1, 0.02, n=1, alpha=0.05), CERTIFIED)
+        self.assertEqual(decide(1, 1, 0.03, n=1, alpha=0.05), GIVEN_UP)
+
     def test_refuses_what_makes_no_sense(self):
         for s, t, n in [(3, 2, 5), (3, 6, 5), (0, 0, 0), (1, 2, 2.5)]:
             with self.assertRaisesRegex(ValueError, "0 <= successes <= trials <= n"):
@@ -347,24 +352,21 @@ class LeadingClassTest(parameterized.TestCase):
         steps = rng.multinomial(every, p, (runs, n // every))
         votes = np.cumsum(steps, axis=1)
 
-        # The p-value knows the two leading counts alone.
-        @functools.cache
-        def convinced(first, second, total):
-            rest = total - first - second
-            counts = [first, second, *[0] * (len(p) - 2)]
-            for k in range(2, len(p)):
-                counts[k] = min(rest, second)
-                rest -= counts[k]
-            return leading_class_p_value(np.array(counts), n) <= alpha
-
-        wrong = 0
-        for path in votes:
-            for counts in path:
-                second, first = np.sort(counts)[-2:].tolist()
-                if convinced(first, second, int(counts.sum())):
-                    # Among classes alike, the first stands for the most likely one.
-                    wrong += np.argmax(counts) != 0
-                    break
+        # The p-value knows the two leading counts alone, and whether all votes are in.
+        ranked = np.sort(votes, axis=-1)[..., -2:]
+        last = np.broadcast_to(votes.sum(-1) == n, ranked.shape[:2])[..., None]
+        _, where, number = np.unique(
+            np.concatenate([ranked, last], -1).reshape(-1, 3),
+            axis=0,
+            return_index=True,
+            return_inverse=True,
+        )
+        some = votes.reshape(-1, len(p))[where]
+        convinced = np.array([leading_class_p_value(v, n) <= alpha for v in some])
+        stops = convinced[number].reshape(runs, -1)
+        # Among classes alike, the first stands for the most likely one.
+        leader = votes.argmax(-1)[np.arange(runs), stops.argmax(1)]
+        wrong = np.sum(stops.any(1) & (leader != 0))
         self.assertLessEqual(wrong, oracles.failures_allowed(runs, alpha))
 
     def test_clear_leaders_take_few_votes(self):

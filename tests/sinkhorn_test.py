@@ -11,7 +11,8 @@ from absl.testing import absltest, parameterized
 from scipy import optimize, special
 
 from wsjax.attacks import sinkhorn
-from wsjax.attacks.sinkhorn import sinkhorn_projection, window_cost
+from wsjax.attacks.sinkhorn import sinkhorn_projection
+from wsjax.attacks.windows import window_cost
 from wsjax.transport import exact_distance
 
 EACH_CASE = parameterized.named_parameters(
@@ -119,7 +120,7 @@ class WindowCostTest(chex.TestCase):
     @parameterized.parameters(
         ({"kernel_size": 4}, "kernel_size=4 is not an odd"),
         ({"kernel_size": 1}, "kernel_size=1 is not an odd"),
-        ({"ground_metric": "l3"}, "'l3' is neither"),
+        ({"ground_metric": "l3"}, "ground_metric='l3' is not one of"),
         ({"power": 0}, "power=0 is not positive"),
     )
     def test_refuses(self, arguments, message):

@@ -171,7 +171,7 @@ CONFIG = textwrap.dedent(
             },
             "smoothing": {
                 "noise": "flow_laplace", "sigma": 0.01, "ground_metric": "l2",
-                "certificate": "tight",
+                "theorem": "tight",
             },
             "train": {
                 "learning_rate": 0.1, "weight_decay": 5e-4, "schedule": "cosine",

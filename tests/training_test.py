@@ -15,6 +15,7 @@ from absl.testing import absltest, parameterized
 from tiny_runs import PERTURB, Tiny, separable, train
 
 from wsjax.console import signals
+from wsjax.data import dataset
 from wsjax.data.batches import epoch_batches
 from wsjax.training import checkpoints, loop, optimizers, steps
 from wsjax.training.metrics import read_metrics
@@ -42,7 +43,8 @@ class NoiseTest(chex.TestCase):
 
     def test_none_leaves_images_as_they_are(self):
         images = jnp.ones((2, 3, 3, 1))
-        self.assertIs(steps.perturb_batch(None, images, None, False), images)
+        noisy = steps.perturb_batch(jax.random.key(0), images, None, False)
+        chex.assert_trees_all_equal(noisy, images)
 
     @parameterized.named_parameters(("own", False), ("shared", True))
     def test_step_draws_anew_at_every_step_and_the_same_when_repeated(self, share):
@@ -263,6 +265,22 @@ class LoopTest(chex.TestCase):
                 np.testing.assert_array_equal(labels, data.labels[index])
         self.assertLen(seen, 10)
 
+    def test_a_stream_trains_like_the_same_images_in_memory(self):
+        class Stream(dataset.Dataset):
+            arrays = None
+
+        def streamed(*args, **kwargs):
+            held = separable(*args, **kwargs)
+            return Stream(**vars(held))
+
+        # Of arrays, which are on the devices already, a step moves indices alone.
+        with mock.patch.object(dataset.Dataset, "train_batches", None):
+            expected = train(self.folder / "arrays", num_epochs=1)
+        with mock.patch.object(tiny_runs, "separable", streamed):
+            actual = train(self.folder / "stream", num_epochs=1)
+        chex.assert_trees_all_equal(actual, expected)
+        self.assertEqual(*(read_metrics(self.folder / n) for n in ("stream", "arrays")))
+
     def test_metrics_leave_out_an_unfinished_line(self):
         lines = ['{"step": 1, "loss": 0.5}', '{"step": 2, "loss": 0.25}']
         text = "\n".join(lines) + "\n"
@@ -294,7 +312,7 @@ class LoopTest(chex.TestCase):
         self.addCleanup(logger.removeHandler, handler)
         with jax.log_compiles():
             # An optimizer of its own: nothing is compiled for it yet.
-            train(self.folder, num_epochs=4, make_optimizer=lambda _: own)
+            train(self.folder, num_epochs=4, make_optimizer=lambda _: own, perturb=None)
         self.assertLen(compiled, 2, "one training step, one evaluation step")
 
     def test_eight_devices_train_like_one(self):
@@ -346,7 +364,7 @@ class LoopTest(chex.TestCase):
         with self.assertRaisesRegex(
             FloatingPointError, "became (nan|inf) by step 5.*learning_rate"
         ):
-            train(self.folder, make_optimizer=lambda _: explosive)
+            train(self.folder, make_optimizer=lambda _: explosive, perturb=None)
         self.assertIsNone(checkpoints.Checkpoints(self.folder).latest_step)
 
 

@@ -77,12 +77,7 @@ class ProbabilityScores:
         Raises:
           ValueError: `p` is no probability.
         """
-        p = np.asarray(p, np.float64)
-        if not np.all((p >= 0) & (p <= 1)):
-            raise ValueError(
-                f"p={p!r} is not a probability between 0 and 1. It comes from "
-                f"confidence.lower_bound or confidence.upper_bound."
-            )
+        p = _probability("p", p)
         with np.errstate(divide="ignore"):
             return (self.scale * _FUNCTIONS[self.function](p))[()]
 
@@ -117,9 +112,11 @@ class ProbabilityScores:
         Raises:
           ValueError: an argument is no probability.
         """
-        own = self(p_lower)
-        rest = 1.0 - np.asarray(p_lower, np.float64)
-        return own, self(rest if runner_up is None else np.minimum(runner_up, rest))
+        p = _probability("p_lower", p_lower)
+        q = 1.0 - p
+        if runner_up is not None:
+            q = np.minimum(_probability("runner_up", runner_up), q)
+        return self(p), self(q)
 
     def probability_for(self, radius: float) -> float:
         """The inverse of `radius`: which probability of a class certifies a radius.
@@ -155,6 +152,16 @@ class ProbabilityScores:
             else:
                 low = middle
         return high
+
+
+def _probability(name, value):
+    p = np.asarray(value, np.float64)
+    if not np.all((p >= 0) & (p <= 1)):
+        raise ValueError(
+            f"{name}={p!r} is not a probability between 0 and 1. It comes from "
+            f"confidence.lower_bound or confidence.upper_bound."
+        )
+    return p
 
 
 def _along_edges(function, scale, ground_metric):
@@ -204,18 +211,10 @@ def flow_laplace(sigma: float, ground_metric: str) -> ProbabilityScores:
     F(F^{-1}(p) + r): F^{-1}(p) is 1-Lipschitz in the shift. For Laplace noise the
     radius of one class is -b log(2 (1 - p)), b = sigma / sqrt(2).
 
-    Args:
-      sigma: standard deviation per edge, fraction of image mass.
-      ground_metric: "l1" or "l2".
-
-    Returns:
-      The `ProbabilityScores`.
-
-    Raises:
-      ValueError: an argument is outside its range.
-
     Source: Teng, Lee & Yuan 2020; Yang et al. 2020 (binary). The form with a
     runner-up is proved in docs/theory.md, "Symmetric log-concave noise".
+
+    Arguments, result and errors as in `flow_laplace_published`.
     """
     _check_sigma(sigma)
     return _along_edges("laplace", sigma / math.sqrt(2.0), ground_metric)
@@ -227,17 +226,9 @@ def flow_uniform(sigma: float, ground_metric: str) -> ProbabilityScores:
     Moving one edge's noise by r changes the probability of any event by at most
     r / (2 lam), and moving several by at most the sum. The radius is lam (p - q).
 
-    Args:
-      sigma: standard deviation per edge, fraction of image mass.
-      ground_metric: "l1" or "l2".
-
-    Returns:
-      The `ProbabilityScores`.
-
-    Raises:
-      ValueError: an argument is outside its range.
-
     Source: Lee et al. 2019; Yang et al. 2020.
+
+    Arguments, result and errors as in `flow_laplace_published`.
     """
     _check_sigma(sigma)
     return _along_edges("identity", 2.0 * math.sqrt(3.0) * sigma, ground_metric)
@@ -283,17 +274,9 @@ def pixel_laplace_published(sigma: float, ground_metric: str) -> ProbabilityScor
     distance of at least one pixel in either metric, so ||mu - mu'||_1 <= 2 W and
     scores that are 1-Lipschitz in L1 are halved; there is no further factor for "l2".
 
-    Args:
-      sigma: standard deviation per pixel, fraction of image mass.
-      ground_metric: "l1" or "l2"; the scores are the same.
-
-    Returns:
-      The `ProbabilityScores`.
-
-    Raises:
-      ValueError: an argument is outside its range.
-
     Source: Levine & Feizi, arXiv:1910.10783, Section 5 (Laplace baseline).
+
+    Result and errors as in `flow_laplace_published`; `sigma` is per pixel.
     """
     _check_sigma(sigma)
     return ProbabilityScores("logarithm", 0.5 * sigma / math.sqrt(2.0), ground_metric)

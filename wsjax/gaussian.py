@@ -11,14 +11,14 @@ Wasserstein distance of ground metric `d` (`certificates.gaussian`). Noise of co
 the image is as good. What is done with the noisy view afterwards (filtering it,
 drawing a picture of it, classifying it) is post-processing.
 
-Laws hold their arrays by value: two laws with equal numbers are equal, hash alike and
-share compiled programs.
+A law that is made of standard normal variables also says how (`NormalLaw`), so that
+training can move them.
 """
 
 import dataclasses
 import functools
-import hashlib
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -71,33 +71,35 @@ def _wrapped_positions(image_shape):
     return np.pad(inside, ((1, 1), (1, 1), (0, 0)), mode="wrap")
 
 
-class _ByValue(NoiseLaw):
-    """Equality and hash by the content of the dataclass's arrays."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class NormalLaw(NoiseLaw):
+    """A law whose noise is a linear function of standard normal variables."""
 
-    _digest: str
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """`(H, W, C)` of the images this law is for."""
+        raise NotImplementedError
 
-    def _freeze(self):
-        """Makes the fields read-only arrays and computes their digest."""
-        digest = hashlib.sha256(type(self).__name__.encode())
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            value = getattr(self, field.name)
-            if value is not None:
-                value = np.array(value, order="C")
-                value.setflags(write=False)
-                object.__setattr__(self, field.name, value)
-                digest.update(f"{field.name}{value.dtype}{value.shape}".encode())
-                digest.update(value.tobytes())
-        object.__setattr__(self, "_digest", digest.hexdigest())
+    def variables(self, key: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
+        """The variables of one copy; uses up `key`."""
+        raise NotImplementedError
 
-    def __eq__(self, other):
-        return type(self) is type(other) and self._digest == other._digest
+    def noise_of(self, variables: jax.Array) -> jax.Array:
+        """`[H, W, C]`: what `added` makes of these variables."""
+        raise NotImplementedError
 
-    def __hash__(self):
-        return hash(self._digest)
+    def copy_of(self, image: jax.Array, variables: jax.Array) -> jax.Array:
+        """`[H, W, C]`: what `perturb` makes of these variables, up to rounding."""
+        return self.picture(image) + self.strength(image) * self.noise_of(variables)
+
+    def added(self, key: jax.Array, image_shape: tuple[int, ...], dtype) -> jax.Array:
+        """The noise of fresh variables; see `NoiseLaw.added`."""
+        _check_shape(image_shape, self.image_shape)
+        return self.noise_of(self.variables(key, dtype))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ColouredGaussian(_ByValue):
+class ColouredGaussian(NormalLaw):
     """Gaussian noise with a power spectrum on the torus; see `spectrum`.
 
     With `gain` and `mean`, `perturb` returns the filtered picture: image plus noise,
@@ -115,6 +117,8 @@ class ColouredGaussian(_ByValue):
     amplitude: np.ndarray
     gain: np.ndarray | None = None
     mean: np.ndarray | None = None
+
+    arrays = ("amplitude", "gain", "mean")
 
     def __post_init__(self):
         if (self.gain is None) != (self.mean is None):
@@ -142,8 +146,6 @@ class ColouredGaussian(_ByValue):
                 )
             if not (np.isfinite(self.gain).all() and np.isfinite(self.mean).all()):
                 raise ValueError("gain or mean holds NaN or infinite values.")
-            object.__setattr__(self, "gain", np.asarray(self.gain, np.float32))
-            object.__setattr__(self, "mean", np.asarray(self.mean, np.float32))
         self._freeze()
 
     @property
@@ -154,14 +156,18 @@ class ColouredGaussian(_ByValue):
     @property
     def spectrum(self) -> np.ndarray:
         """`[H, W, C, C]` float64 power spectrum of the noise as it is drawn."""
-        root = self.amplitude.astype(np.float64)
+        root = np.asarray(self.amplitude, np.float64)
         power = np.einsum("hwij,hwkj->hwik", root, root)
         return (power + np.swapaxes(power, 2, 3)) / 2
 
+    def variables(self, key: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
+        """Normal variables for all waves, `waves_shape`; uses up `key`."""
+        return standard_normal(key, waves_shape(self.image_shape), dtype)
+
     def sample(self, key: jax.Array, image_shape: tuple[int, ...], dtype) -> jax.Array:
         _check_shape(image_shape, self.image_shape)
-        waves = standard_normal(key, waves_shape(self.image_shape), dtype)
-        return colour(waves, _half(self.amplitude, dtype), image_shape[1])
+        waves = self.variables(key, dtype)
+        return colour(waves, self._half(self.amplitude, dtype), image_shape[1])
 
     def picture(self, image: jax.Array) -> jax.Array:
         """The image, through the filter if the law has one; see `NoiseLaw.picture`."""
@@ -169,21 +175,26 @@ class ColouredGaussian(_ByValue):
             return image
         _check_shape(image.shape, self.image_shape)
         mass, mean = image_mass(image), jnp.asarray(self.mean, image.dtype)
-        shown = through_filter(image / mass - mean, _half(self.gain, image.dtype))
+        shown = through_filter(image / mass - mean, self._half(self.gain, image.dtype))
         return mass * (shown + mean)
 
-    def added(self, key: jax.Array, image_shape: tuple[int, ...], dtype) -> jax.Array:
-        """A draw, through the filter if the law has one; see `NoiseLaw.added`."""
+    def noise_of(self, variables: jax.Array) -> jax.Array:
+        """The noise, through the filter if the law has one."""
+        width, dtype = self.image_shape[1], variables.dtype
+        amplitude = self._half(self.amplitude, dtype)
         if self.gain is None:
-            return self.sample(key, image_shape, dtype)
-        _check_shape(image_shape, self.image_shape)
-        waves = standard_normal(key, waves_shape(self.image_shape), dtype)
-        gain, amplitude = _half(self.gain, dtype), _half(self.amplitude, dtype)
-        return filtered_colour(waves, amplitude, gain, image_shape[1])
+            return colour(variables, amplitude, width)
+        gain = self._half(self.gain, dtype)
+        return filtered_colour(variables, amplitude, gain, width)
+
+    def _half(self, matrices, dtype):
+        """The frequencies that `rfft2` keeps, of all or of these."""
+        kept = self.image_shape[1] // 2 + 1
+        return jnp.asarray(matrices[:, :kept], dtype)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class GaussianView(_ByValue):
+class GaussianView(NormalLaw):
     """A linear view of the image under standard normal noise, drawn as a picture.
 
     The view is `phi (mu - mean) + z`: `features` holds `phi`, one row per coordinate.
@@ -200,6 +211,8 @@ class GaussianView(_ByValue):
     features: np.ndarray
     readout: np.ndarray
     mean: np.ndarray
+
+    arrays = ("features", "readout", "mean")
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -228,19 +241,29 @@ class GaussianView(_ByValue):
         """`(H, W, C)` of the images this law is for."""
         return self.features.shape[1:]
 
+    def variables(self, key: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
+        """One for each feature; uses up `key`."""
+        return standard_normal(key, self.features.shape[:1], dtype)
+
     def sample(self, key: jax.Array, image_shape: tuple[int, ...], dtype) -> jax.Array:
         """The noise part of the picture alone; see `NoiseLaw.sample`."""
-        _check_shape(image_shape, self.image_shape)
-        noise = standard_normal(key, (len(self.features),), dtype)
-        return _product(noise, self.readout.astype(dtype), 1)
+        return self.added(key, image_shape, dtype)
 
     def picture(self, image: jax.Array) -> jax.Array:
         """The picture of the view without noise; see `NoiseLaw.picture`."""
+        return self.copy_of(image, jnp.zeros(len(self.features), image.dtype))
+
+    def noise_of(self, variables: jax.Array) -> jax.Array:
+        """What the variables add to the picture."""
+        return _product(variables, self.readout.astype(variables.dtype), 1)
+
+    def copy_of(self, image: jax.Array, variables: jax.Array) -> jax.Array:
+        """The picture of one noisy view."""
         _check_shape(image.shape, self.image_shape)
         mass, dtype = image_mass(image), image.dtype
         mean = self.mean.astype(dtype)
         view = _product(self.features.astype(dtype), image / mass - mean, 3)
-        return mass * (mean + _product(view, self.readout.astype(dtype), 1))
+        return mass * (mean + self.noise_of(view + variables))
 
 
 # Accelerators may round the factors of a product to ten bits. The certificate is about
@@ -342,11 +365,6 @@ def _synthesis(height, width):
     weight = np.sqrt(np.where(alone, 1, 2) / (height * width))[:, None]
     across = np.stack([weight * np.cos(turn), -weight * np.sin(turn)], axis=1)
     return along, across.reshape(2 * half, width)
-
-
-def _half(matrices, dtype):
-    """The frequencies that `rfft2` keeps."""
-    return jnp.asarray(matrices[:, : matrices.shape[1] // 2 + 1], dtype)
 
 
 def wiener_readout(features: np.ndarray, covariance: np.ndarray) -> np.ndarray:

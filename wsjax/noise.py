@@ -5,15 +5,16 @@ A law draws noise for an image of mass one. `perturb` scales it to the image at 
 units. Nothing is clipped: noisy pixels may be negative or above one, and clipping
 them here would not be wrong (it is post-processing) but belongs to the model.
 
-Laws are frozen and hashable, so they can be static arguments of `jax.jit`. Draws act
-on one image; `votes.count_votes` maps them over many.
+Laws are values and pytrees: their arrays are arguments of compiled programs, so laws of
+equal shapes share one, and their numbers are part of it. Draws act on one image;
+`votes.count_votes` maps them over many.
 """
 
 import dataclasses
 import functools
 import math
 import numbers
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -43,11 +44,6 @@ def standard_laplace(key: jax.Array, shape: tuple[int, ...], dtype) -> jax.Array
       ValueError: `dtype` is another type.
     """
     return _laplace(_words(key, shape, dtype))
-
-
-def standard_uniform(key: jax.Array, shape: tuple[int, ...], dtype) -> jax.Array:
-    """Uniform variables on [-1, 1); arguments as `standard_laplace`."""
-    return _uniform(_words(key, shape, dtype))
 
 
 def standard_normal(key: jax.Array, shape: tuple[int, ...], dtype) -> jax.Array:
@@ -188,8 +184,77 @@ def _checked_dtype(dtype):
     return dtype
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class NoiseLaw:
-    """A law of noise for images of mass one; see the subclasses."""
+    """A law of noise for images of mass one.
+
+    A new law is a frozen dataclass derived from this class (or, if it is made of
+    independent variables of one kind, from `IidNoise` or `FlowNoise`) with the method
+    `sample`: one draw of noise, a pure function of its key that `jax.vmap` can map. That
+    is all that counting votes and training with it need.
+
+    A law that shows the classifier something else than the noisy image, such as a
+    filtered one, also has `picture` and `added`: a copy is
+    `picture(x) + strength(x) * added(key, ...)`, where `picture` and `strength` know
+    nothing of the draw and `added` nothing of the image. Both parts have to be made from
+    the noisy image alone, or the theorem about the noise says nothing about the copy.
+
+    Fields that hold arrays are named in `arrays` and such a dataclass says `eq=False`;
+    `__post_init__` checks them and ends with `_freeze`. All others are numbers, which a
+    program is compiled for. What the noise certifies is said elsewhere, in the theorem
+    that `smoothing.Smoothing` pairs it with.
+
+    Attributes:
+      arrays: names of the fields that hold arrays, or None instead.
+    """
+
+    arrays: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+
+        def numbers_of():
+            fields = (field.name for field in dataclasses.fields(cls))
+            return [name for name in fields if name not in cls.arrays]
+
+        def flatten(law):
+            fixed = tuple(getattr(law, name) for name in numbers_of())
+            return tuple(getattr(law, name) for name in cls.arrays), fixed
+
+        def unflatten(fixed, arrays):
+            pairs = zip((*numbers_of(), *cls.arrays), (*fixed, *arrays), strict=True)
+            return cls.unchecked(**dict(pairs))
+
+        jax.tree_util.register_pytree_node(cls, flatten, unflatten)
+
+    @classmethod
+    def unchecked(cls, **fields: Any) -> Self:
+        """A law of these fields as they are, which may be traced: no host looks at them."""
+        law = object.__new__(cls)
+        for name, value in fields.items():
+            object.__setattr__(law, name, value)
+        return law
+
+    def __eq__(self, other):
+        return (
+            self is other
+            or type(self) is type(other)
+            and all(
+                np.array_equal(getattr(self, field.name), getattr(other, field.name))
+                for field in dataclasses.fields(self)
+            )
+        )
+
+    def __hash__(self):
+        return hash((type(self), *(np.shape(getattr(self, a)) for a in self.arrays)))
+
+    def _freeze(self):
+        """Makes the arrays float32 and read-only, and the law's own."""
+        for name in self.arrays:
+            if getattr(self, name) is not None:
+                value = np.array(getattr(self, name), np.float32, order="C")
+                value.setflags(write=False)
+                object.__setattr__(self, name, value)
 
     def sample(self, key: jax.Array, image_shape: tuple[int, ...], dtype) -> jax.Array:
         """Draws noise for one image of mass one.

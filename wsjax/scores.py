@@ -39,13 +39,15 @@ class Decision(NamedTuple):
     Attributes:
       label: the class that is certified, or `ABSTAIN`.
       radius: certified radius, 0.0 with `ABSTAIN`.
-      lower: lower bound on the score of the class that was asked about,
+      selected: the class that was asked about,
+      lower: lower bound on its score,
       upper: upper bound on that of the class that limits the radius,
       lipschitz: and the constant of their difference: what `radius` is made of.
     """
 
     label: int
     radius: float
+    selected: int
     lower: float
     upper: float
     lipschitz: float
@@ -115,11 +117,25 @@ def decide(lower, upper, selected: int | None = None, lipschitz=2.0) -> Decision
     worst = others[np.argmin(radii)]
     if not np.all(lower[own] > upper[others]):
         worst = others[np.argmax(upper[others])]
-    leads = lower[own] > upper[worst]
-    return Decision(
-        label=own if leads else ABSTAIN,
-        radius=float(radii.min()) if leads else 0.0,
-        lower=float(lower[own]),
-        upper=float(upper[worst]),
-        lipschitz=float(constants[worst]),
-    )
+    return lead(own, lower[own], upper[worst], constants[worst])
+
+
+def lead(selected: int, lower: float, upper: float, lipschitz: float = 2.0) -> Decision:
+    """Likewise, from a bound on the score of one class and one on those of all others.
+
+    Args:
+      selected: the class.
+      lower: lower bound on its score.
+      upper: upper bound on the others'.
+      lipschitz: as in `certified_radius`.
+
+    Returns:
+      A `Decision`.
+
+    Raises:
+      ValueError: as `certified_radius`.
+    """
+    radius = float(certified_radius(lower, upper, lipschitz))
+    label, radius = (selected, radius) if lower > upper else (ABSTAIN, 0.0)
+    numbers = map(float, (lower, upper, lipschitz))
+    return Decision(label, radius, selected, *numbers)

@@ -5,6 +5,7 @@ Gaussian law. `certifiers` draws the votes.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from wsjax import certificates, gaussian, noise, spectrum
 from wsjax.certificates import ProbabilityScores
 from wsjax.metrics import check_ground_metric
 
-CERTIFICATES = ("tight", "published")
+THEOREMS = ("tight", "published")
 
 
 class Law(NamedTuple):
@@ -99,6 +100,11 @@ LAWS = {
 }
 
 
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["noise"],
+    meta_fields=["scores", "image_shape"],
+)
 @dataclasses.dataclass(frozen=True)
 class Smoothing:
     """A noise law and the scores that class probabilities under it give.
@@ -134,23 +140,11 @@ class Smoothing:
         Raises:
           ValueError: the theorem does not hold for images of this shape.
         """
-        self._check_shape(image.shape)
+        self.check_shape(image.shape)
         return self.noise.perturb(key, image)
 
-    def picture(self, image: jax.Array) -> jax.Array:
-        """`NoiseLaw.picture`, after the same check."""
-        self._check_shape(image.shape)
-        return self.noise.picture(image)
-
-    def strength(self, image: jax.Array) -> jax.Array:
-        """`NoiseLaw.strength`."""
-        return self.noise.strength(image)
-
-    def added(self, key: jax.Array, image_shape: tuple[int, ...], dtype) -> jax.Array:
-        """`NoiseLaw.added`."""
-        return self.noise.added(key, image_shape, dtype)
-
-    def _check_shape(self, shape):
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Raises ValueError if the theorem does not hold for images of this shape."""
         if self.image_shape is not None and shape != self.image_shape:
             raise ValueError(
                 f"This smoothing certifies images of shape {self.image_shape}, not "
@@ -162,7 +156,7 @@ def make_smoothing(
     noise: str,
     sigma: float,
     ground_metric: str,
-    certificate: str = "tight",
+    theorem: str = "tight",
     wrap: bool = False,
     *,
     gamma: float = 2.0,
@@ -176,7 +170,7 @@ def make_smoothing(
         spectrum `sigma**2 lap**2`), "power_law" (spectrum `sigma**2 lap**gamma`).
       sigma: standard deviation per edge or pixel, as a fraction of image mass.
       ground_metric: "l1" (Manhattan) or "l2" (Euclidean); published tables use l2.
-      certificate: "tight", the strongest theorem here for the noise, or
+      theorem: "tight", the strongest theorem here for the noise, or
         "published", the bound of the paper (Laplace noise only).
       wrap: whether flow noise also crosses opposite borders of the image.
       gamma: exponent of "power_law"; the others have none.
@@ -192,7 +186,7 @@ def make_smoothing(
     if noise not in LAWS:
         raise ValueError(f"noise={noise!r} is not one of {tuple(LAWS)}.")
     named = LAWS[noise]
-    theorem = theorem_about(noise, certificate)
+    scores_of = theorem_about(noise, theorem)
     check_ground_metric(ground_metric)
     if wrap and "wrap" not in named.takes:
         raise ValueError(f"wrap=True needs flow noise; noise={noise!r} has no edges.")
@@ -207,33 +201,33 @@ def make_smoothing(
         image_shape = tuple(int(size) for size in image_shape)
     given: dict[str, Any] = {"wrap": wrap, "gamma": gamma, "image_shape": image_shape}
     law = named.make(sigma=sigma, **{name: given[name] for name in named.takes})
-    return Smoothing(law, theorem(law, image_shape, ground_metric), image_shape)
+    return Smoothing(law, scores_of(law, image_shape, ground_metric), image_shape)
 
 
 def theorem_about(
-    noise: str, certificate: str = "tight"
+    noise: str, theorem: str = "tight"
 ) -> Callable[..., ProbabilityScores]:
     """The theorem about a noise by name.
 
     Args:
       noise: of `LAWS`.
-      certificate: "tight" or "published".
+      theorem: "tight" or "published".
 
     Returns:
       `(law, image_shape, ground_metric) -> ProbabilityScores`.
 
     Raises:
-      ValueError: an unknown certificate, or none of that name for this noise.
+      ValueError: an unknown theorem, or none of that name for this noise.
     """
-    if certificate not in CERTIFICATES:
-        raise ValueError(f"certificate={certificate!r} is not one of {CERTIFICATES}.")
-    if certificate == "tight":
+    if theorem not in THEOREMS:
+        raise ValueError(f"theorem={theorem!r} is not one of {THEOREMS}.")
+    if theorem == "tight":
         return LAWS[noise].tight if noise in LAWS else gaussian_scores
     published = LAWS[noise].published if noise in LAWS else None
     if published is None:
         raise ValueError(
-            f'certificate="published" exists for Laplace noise only, not for '
-            f'noise={noise!r}; use certificate="tight".'
+            f'theorem="published" exists for Laplace noise only, not for '
+            f'noise={noise!r}; use theorem="tight".'
         )
     return published
 

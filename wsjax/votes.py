@@ -1,28 +1,28 @@
 """Counting votes: classify noisy copies of an image and count the answers.
 
-The room knows neither flows nor theorems. It takes two callables, `classify` and
-`perturb`, and spreads `n` draws over the local devices (`count_votes`), or several
-images and their draws over those of all processes (`count_votes_each`). A draw's
-randomness depends
-on the key and on the number of the draw alone, `fold_in(key, draw)`, so the counts
-are the same for any number of devices, any size and order of blocks (as far as the
-classifier's own arithmetic does not depend on the size of its batch), and whichever
-other images are run. Memory holds one block of noisy images per device, never `n`.
+This module knows neither flows nor theorems. It takes two callables, `classify` and
+`perturb`. One compiled program (`_program`) counts the `n` votes of each of several images
+on a number of devices, of one process or many; one image (`count_votes`) is a case of
+several (`count_votes_each`). A draw's randomness depends on the key and on the number of
+the draw alone, `fold_in(key, draw)`, so the counts are the same for any number of devices,
+any size and order of blocks (as far as the classifier's own arithmetic does not depend on
+the size of its batch), and whichever other images are run. Memory holds one block of
+noisy images per device, never `n`.
 """
 
 import dataclasses
 import functools
+import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-_AXIS = "draws"
-_IMAGES = "images"
+_AXIS = "devices"
 
 BACKENDS = ("pmap", "shard_map")
 BLOCK_SIZE = 250
@@ -33,8 +33,10 @@ def as_argument(function: Callable) -> jax.tree_util.Partial:
 
     A `jax.tree_util.Partial(apply, variables)` is passed on as it is: its arrays
     stay arguments of the compiled program rather than constants inside it, so new
-    weights need no new compilation. Any other callable is treated as fixed; keep
-    one object and reuse it, since each new object compiles anew.
+    weights need no new compilation. So it is with a callable that is a pytree of arrays,
+    and with a method of one, such as `perturb` of a noise law: equal ones, and those
+    that differ in their arrays alone, share programs. Any other callable is treated as
+    fixed; keep one object and reuse it, since each new object compiles anew.
 
     Args:
       function: any callable.
@@ -49,7 +51,20 @@ def as_argument(function: Callable) -> jax.tree_util.Partial:
         return function
     if not callable(function):
         raise TypeError(f"Expected a callable, got {type(function).__name__}.")
+    if inspect.ismethod(function) and _is_tree_of_arrays(function.__self__):
+        return jax.tree_util.Partial(function.__func__, function.__self__)
+    if _is_tree_of_arrays(function):
+        return jax.tree_util.Partial(_call, function)
     return jax.tree_util.Partial(function)
+
+
+def _is_tree_of_arrays(value):
+    leaves = jax.tree.leaves(value)  # Of what is no pytree: itself.
+    return all(isinstance(leaf, (np.ndarray, jax.Array)) for leaf in leaves)
+
+
+def _call(function, *arguments):
+    return function(*arguments)
 
 
 class Additive(Protocol):
@@ -75,12 +90,16 @@ class Additive(Protocol):
         """The noise, `[H, W, C]`."""
 
 
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["noise"], meta_fields=[]
+)
 @dataclasses.dataclass(frozen=True)
 class Addition:
     """The `perturb` of additive noise, with its parts in reach of `count_votes`.
 
     Attributes:
-      noise: hashable. Equal ones share their programs.
+      noise: a pytree of arrays, as noise laws are, or hashable. Equal ones share their
+        programs.
     """
 
     noise: Additive
@@ -138,15 +157,10 @@ def count_votes(
       ValueError: `n` or `block_size` is not positive, `start` is negative, draws reach
         2**31, the backend is unknown, or the classifier's output is not `[B, K]`.
     """
-    _check_sizes(n, start, block_size, backend)
     devices = tuple(jax.local_devices() if devices is None else devices)
-    classify, perturb = as_argument(classify), as_argument(perturb)
-    image = jnp.asarray(image)
-    size = _draws_at_a_time(block_size, image.shape)
-    num_classes = _num_classes(classify, size, image.shape, image.dtype)
-    counter = _counter(size, num_classes, devices, backend)
-    draws = np.array([start, start + n], np.int32)
-    return counter(classify, perturb, key, image, draws)
+    images = np.asarray(image)[None]
+    layout = (n, start, block_size, devices, 1, backend)
+    return _count([key], images, classify, perturb, *layout, alone=True)
 
 
 def count_votes_each(
@@ -193,32 +207,18 @@ def count_votes_each(
       ValueError: as `count_votes`; keys and images differ in number, there are none, or
         `groups` does not divide the number of devices.
     """
-    _check_sizes(n, start, block_size, backend)
     devices = all_devices() if devices is None else tuple(devices)
     groups = 1 if groups is None else groups
     check_groups(groups, len(devices))
-    keys, images = list(keys), np.asarray(images)
+    images = np.asarray(images)
     if not len(keys) == len(images) > 0 or images.ndim not in (4, 5):
         raise ValueError(
             f"{len(keys)} keys and images {images.shape} do not belong together: "
             f"give one key for each image of [I, H, W, C], with I at least 1, or for "
             f"each stack of [I, S, H, W, C]."
         )
-    classify, perturb = as_argument(classify), as_argument(perturb)
-    images = images.astype(jax.dtypes.canonicalize_dtype(images.dtype), copy=False)
-    size = _draws_at_a_time(block_size, images.shape[1:])
-    num_classes = _num_classes(classify, size, images.shape[1:], images.dtype)
-    each = -(-len(images) // groups)
-    layout = _Layout(size, num_classes, devices, int(groups), each)
-    # What is missing to equal shares is made up by the last image without any draws.
-    padding = layout.places.size - len(images)
-    draws = np.array([[start, start + n]] * len(images) + [[0, 0]] * padding, np.int32)
-    keys += keys[-1:] * padding
-    images = np.concatenate([images, images[-1:].repeat(padding, axis=0)])
-    by_mesh = backend == "shard_map" or not all(map(_is_local, devices))
-    count = (_counter_by_shard_map if by_mesh else _counter_by_pmap)(layout)
-    counts = count(classify, perturb, keys, images, draws)
-    return counts[:-padding] if padding else counts
+    layout = (n, start, block_size, devices, groups, backend)
+    return _count(keys, images, classify, perturb, *layout, alone=False)
 
 
 def all_devices() -> tuple[Any, ...]:
@@ -271,12 +271,15 @@ def replicate(tree: Any, devices: Sequence[Any] | None = None) -> Any:
       The tree, each array on every device.
     """
     devices = all_devices() if devices is None else tuple(devices)
-    everywhere = NamedSharding(_mesh(devices, 1), PartitionSpec())
+    everywhere = NamedSharding(_mesh(devices), PartitionSpec())
+    local = [device for device in devices if _is_local(device)]
 
     def place(leaf):
         if isinstance(leaf, jax.Array) and leaf.sharding.device_set == set(devices):
             return leaf
-        local = [device for device in devices if _is_local(device)]
+        if len(local) == len(devices):
+            return jax.device_put(leaf, everywhere)
+        # That would compare what the processes have.
         parts = [jax.device_put(leaf, device) for device in local]
         return jax.make_array_from_single_device_arrays(
             np.shape(leaf), everywhere, parts
@@ -319,37 +322,135 @@ def check_groups(groups: int, devices: int) -> None:
         )
 
 
-def _draws_at_a_time(block_size, image_shape):
-    """Draws that make a block of copies of one image, or of a stack of them."""
-    return max(1, int(block_size) // math.prod(image_shape[:-3]))
-
-
-def _num_classes(classify, draws, shape, dtype):
-    """Number of classes; refuses a classifier that returns no logits `[B, K]`."""
-    count = draws * math.prod(shape[:-3])
-    blocks = jax.ShapeDtypeStruct((count, *shape[-3:]), dtype)
-    logits = jax.eval_shape(classify, blocks)
-    if logits.ndim != 2 or logits.shape[0] != count:
-        raise ValueError(
-            f"classify turned images {blocks.shape} into {logits.shape}; it should "
-            f"return logits [B, K], here [{count}, number of classes]."
-        )
-    return logits.shape[1]
-
-
 def _is_local(device):
     return device.process_index == jax.process_index()
 
 
-def _block_votes(first, end, size, num_classes, answer):
-    """`[K]` or `[S, K]` int32 votes of draws `first + (0 ... size - 1)` below `end`."""
-    draws = first + jnp.arange(size, dtype=jnp.int32)
-    logits = answer(draws, first < end)
-    valid = (draws < end) & jnp.all(jnp.isfinite(logits), axis=-1)
-    winners = jnp.argmax(logits, axis=-1)
-    # Comparing beats scattering on every backend at these sizes.
-    hits = winners[..., None] == jnp.arange(num_classes, dtype=winners.dtype)
-    return jnp.sum(hits & valid[..., None], axis=-2, dtype=jnp.int32)
+def _count(
+    keys,
+    images,
+    classify,
+    perturb,
+    n,
+    start,
+    block_size,
+    devices,
+    groups,
+    backend,
+    alone,
+):
+    """Votes of images `[I, ...]` on the host, or of one of them without its axis."""
+    _check_sizes(n, start, block_size, backend)
+    images = images.astype(jax.dtypes.canonicalize_dtype(images.dtype), copy=False)
+    if not all(map(_is_local, devices)):
+        backend = "shard_map"
+    # Draws that make a block of copies of one image, or of a stack of them.
+    size = max(1, int(block_size) // math.prod(images.shape[1:-3]))
+    program = _program(size, devices, int(groups), backend, alone)
+    draws = np.array([start, start + n], np.int32)
+    classify, perturb = as_argument(classify), as_argument(perturb)
+    # The host never reads a key: it would wait for the votes queued before.
+    keys = keys if isinstance(keys, jax.Array) else jnp.stack(keys)
+    same = (classify, perturb, keys, draws)
+    if backend != "pmap":  # That copies by itself, a little faster.
+        same = replicate(same, devices)
+    return program(*same, _shares(images, devices, groups))
+
+
+@functools.cache
+def _mesh(devices):
+    # Auto axis types: the default (explicit) ones would want every array placed.
+    return Mesh(np.array(devices), (_AXIS,), axis_types=(AxisType.Auto,))
+
+
+def _shares(images, devices, groups):
+    """`[devices, images of a group, ...]`: for each device, the images of its group.
+
+    A process makes the parts of its own devices. What is missing to equal shares is made
+    up by the last image.
+    """
+    each, members = -(-len(images) // groups), len(devices) // groups
+    places = np.minimum(np.arange(groups * each), len(images) - 1).reshape(groups, -1)
+
+    def part(index):
+        return images[places[(index[0].start or 0) // members]][None]
+
+    shape = (len(devices), each, *images.shape[1:])
+    by_device = NamedSharding(_mesh(devices), PartitionSpec(_AXIS))
+    return jax.make_array_from_callback(shape, by_device, part)
+
+
+@functools.cache
+def _program(block_size, devices, groups, backend, alone):
+    """The compiled count on one layout of images and draws over devices.
+
+    `backend` decides how the body is mapped over the devices, and nothing else.
+    """
+    members = len(devices) // groups
+
+    def on_one_device(classify, perturb, keys, draws, images):
+        group, rank = jnp.divmod(jax.lax.axis_index(_AXIS), members)
+        start, end = draws
+
+        def count(place_and_image):
+            place, image = place_and_image
+            # An image that only makes up for equal shares gets no draws.
+            own_end = jnp.where(place < len(keys), end, start)
+            key = keys[jnp.minimum(place, len(keys) - 1)]
+            answer = _answer(classify, perturb, key, image)
+            return _share_of_votes(rank, members, block_size, start, own_end, answer)
+
+        votes = jax.lax.map(
+            count, (group * len(images) + jnp.arange(len(images)), images)
+        )
+        # Each group adds its own rows to a sum over all devices: what is sent is small,
+        # and the result is the same on every one.
+        rows = jnp.zeros((groups, *votes.shape), jnp.int32)
+        rows = jax.lax.dynamic_update_index_in_dim(rows, votes, group, axis=0)
+        rows = jax.lax.psum(rows.reshape(-1, *votes.shape[1:]), _AXIS)
+        return rows[0] if alone else rows[: len(keys)]
+
+    if backend == "pmap":
+        return jax.pmap(
+            on_one_device,
+            axis_name=_AXIS,
+            in_axes=(None, None, None, None, 0),
+            out_axes=None,
+            devices=devices,
+        )
+    everywhere = PartitionSpec()
+    return jax.jit(
+        jax.shard_map(
+            lambda c, p, k, d, images: on_one_device(c, p, k, d, images[0]),
+            mesh=_mesh(devices),
+            in_specs=(*(everywhere,) * 4, PartitionSpec(_AXIS)),
+            out_specs=everywhere,
+            check_vma=False,
+        )
+    )
+
+
+def _share_of_votes(rank, members, size, start, end, answer):
+    """`[K]` or `[S, K]` int32 votes of one device's share of draws `start ... end - 1`."""
+    blocks = (end - start + size - 1) // size
+    # Device d takes blocks d, d + members, ...: a loop of run-time length, so that
+    # selection and estimation, with other n, share one program.
+    rounds = jnp.maximum(blocks - rank + members - 1, 0) // members
+
+    def votes_of_block(i):
+        first = start + (rank + i * members) * size
+        draws = first + jnp.arange(size, dtype=jnp.int32)
+        logits = answer(draws, first < end)
+        valid = (draws < end) & jnp.all(jnp.isfinite(logits), axis=-1)
+        winners = jnp.argmax(logits, axis=-1)
+        # Comparing beats scattering on every backend at these sizes.
+        hits = winners[..., None] == jnp.arange(logits.shape[-1], dtype=winners.dtype)
+        return jnp.sum(hits & valid[..., None], axis=-2, dtype=jnp.int32)
+
+    nothing = jnp.zeros(jax.eval_shape(votes_of_block, 0).shape, jnp.int32)
+    return jax.lax.fori_loop(
+        0, rounds, lambda i, votes: votes + votes_of_block(i), nothing
+    )
 
 
 def _answer(classify, perturb, key, image):
@@ -357,8 +458,9 @@ def _answer(classify, perturb, key, image):
 
     Its second argument says that there are any, which XLA cannot know.
     """
-    if image.ndim == 4 and _in_steps(classify) and isinstance(perturb.func, Addition):
-        return _answer_in_steps(classify, perturb.func.noise, key, image)
+    called = perturb.args[0] if perturb.func is _call else perturb.func
+    if image.ndim == 4 and _in_steps(classify) and isinstance(called, Addition):
+        return _answer_in_steps(classify, called.noise, key, image)
 
     def copies_of(draws):
         keys = _keys_of(draws, key)
@@ -371,7 +473,8 @@ def _answer(classify, perturb, key, image):
 
     def logits_of(draws, any_draws):
         copies = _made_once(copies_of, draws, any_draws)
-        logits = classify(copies.reshape(-1, *image.shape[-3:]))
+        copies = copies.reshape(-1, *image.shape[-3:])
+        logits = _checked(classify(copies), len(copies))
         return logits.reshape(*image.shape[:-3], len(draws), -1)
 
     return logits_of
@@ -411,10 +514,22 @@ def _answer_in_steps(classify, noise, key, image):
             copies = of_image[:, None] + factor.astype(of_noise.dtype) * of_noise
             return copies.reshape(-1, *of_noise.shape[1:])
 
-        logits = rest(jax.tree.map(combine, of_images, of_noise))
+        logits = _checked(
+            rest(jax.tree.map(combine, of_images, of_noise)), len(image) * len(draws)
+        )
         return logits.reshape(len(image), len(draws), -1)
 
     return logits_of
+
+
+def _checked(logits, images):
+    """Logits; refuses a classifier that returned something else for so many images."""
+    if logits.ndim != 2 or len(logits) != images:
+        raise ValueError(
+            f"classify turned {images} images into {logits.shape}; it should return "
+            f"logits [B, K], here [{images}, number of classes]."
+        )
+    return logits
 
 
 def _keys_of(draws, key):
@@ -439,193 +554,3 @@ def _made_once(make, draws, any_draws):
         )
 
     return jax.lax.cond(any_draws, make, never, draws)
-
-
-def _no_votes(image, num_classes):
-    return jnp.zeros((*image.shape[:-3], num_classes), jnp.int32)
-
-
-def _votes_of_one_device(
-    rank, members, size, num_classes, nothing, classify, perturb, key, image, draws
-):
-    """Votes of one device's share of the draws `start ... end - 1`."""
-    start, end = draws
-    blocks = (end - start + size - 1) // size
-    # Device d takes blocks d, d + members, ...: a loop of run-time length, so that
-    # selection and estimation, with other n, share one program.
-    rounds = jnp.maximum(blocks - rank + members - 1, 0) // members
-    answer = _answer(classify, perturb, key, image)
-
-    def add_block(i, votes):
-        first = start + (rank + i * members) * size
-        return votes + _block_votes(first, end, size, num_classes, answer)
-
-    return jax.lax.fori_loop(0, rounds, add_block, nothing)
-
-
-@functools.cache
-def _counter(block_size, num_classes, devices, backend):
-    """The compiled counting loop for one layout of blocks over devices."""
-    members = len(devices)
-
-    def on_one_device(rank, classify, perturb, key, image, draws):
-        votes = _no_votes(image, num_classes)
-        if backend == "shard_map":
-            votes = jax.lax.pcast(votes, _AXIS, to="varying")
-        given = (classify, perturb, key, image, draws)
-        votes = _votes_of_one_device(
-            rank, members, block_size, num_classes, votes, *given
-        )
-        return jax.lax.psum(votes, _AXIS)
-
-    ranks = np.arange(members, dtype=np.int32)
-    if backend == "pmap":
-        mapped = jax.pmap(
-            on_one_device,
-            axis_name=_AXIS,
-            in_axes=(0, None, None, None, None, None),
-            out_axes=None,
-            devices=devices,
-        )
-        return functools.partial(mapped, ranks)
-
-    # Auto axis types: the default (explicit) ones would want every array placed.
-    mesh = Mesh(np.array(devices), (_AXIS,), axis_types=(AxisType.Auto,))
-    everywhere = PartitionSpec()
-    mapped = jax.jit(
-        jax.shard_map(
-            lambda rank, *rest: on_one_device(rank[0], *rest),
-            mesh=mesh,
-            in_specs=(PartitionSpec(_AXIS),) + (everywhere,) * 5,
-            out_specs=everywhere,
-        )
-    )
-    return functools.partial(mapped, ranks)
-
-
-@functools.cache
-def _mesh(devices, groups):
-    return Mesh(
-        np.array(devices).reshape(groups, -1),
-        (_IMAGES, _AXIS),
-        axis_types=(AxisType.Auto,) * 2,
-    )
-
-
-class _Layout(NamedTuple):
-    """How images and draws are spread: what the program depends on besides shapes."""
-
-    block_size: int
-    num_classes: int
-    devices: tuple[Any, ...]
-    groups: int
-    each: int  # Images of one group.
-
-    @property
-    def members(self):
-        return len(self.devices) // self.groups
-
-    @property
-    def places(self):
-        """`[groups, each]` numbers of the images of every group."""
-        return np.arange(self.groups * self.each).reshape(self.groups, self.each)
-
-
-def _votes_of_group(
-    layout, rank, group, vary, axes, classify, perturb, keys, images, draws
-):
-    """Votes `[groups * each, ...]` of all images, from one member of one group."""
-
-    def count(per_image):
-        return _votes_of_one_device(
-            rank,
-            layout.members,
-            layout.block_size,
-            layout.num_classes,
-            vary(_no_votes(images[0], layout.num_classes)),
-            classify,
-            perturb,
-            *per_image,
-        )
-
-    votes = jax.lax.map(count, (keys, images, draws))
-    # Each group adds its own rows to a sum over all devices: what is sent is small, and
-    # the result is the same on every one.
-    rows = jnp.zeros((layout.groups, *votes.shape), jnp.int32)
-    rows = jax.lax.dynamic_update_index_in_dim(rows, votes, group, axis=0)
-    return jax.lax.psum(rows.reshape(-1, *votes.shape[1:]), axes)
-
-
-@functools.cache
-def _counter_by_pmap(layout):
-    """The compiled loop over several images on the devices of one process."""
-
-    def on_one_device(*arguments):
-        number = jax.lax.axis_index(_AXIS)
-        rank, group = number % layout.members, number // layout.members
-        return _votes_of_group(layout, rank, group, lambda x: x, _AXIS, *arguments)
-
-    mapped = jax.pmap(
-        on_one_device,
-        axis_name=_AXIS,
-        in_axes=(None, None, 0, 0, 0),
-        out_axes=None,
-        devices=layout.devices,
-    )
-    # Of every device in order: the images of its group.
-    places = layout.places.repeat(layout.members, axis=0)
-
-    def count(classify, perturb, keys, images, draws):
-        keys = jnp.stack(keys)[places]
-        return mapped(classify, perturb, keys, images[places], draws[places])
-
-    return count
-
-
-@functools.cache
-def _counter_by_shard_map(layout):
-    """The compiled loop over several images on a mesh, also of several processes."""
-    mesh = _mesh(layout.devices, layout.groups)
-    axes = mesh.axis_names
-    everywhere, by_group = PartitionSpec(), PartitionSpec(_IMAGES)
-
-    def on_one_device(*arguments):
-        group, rank = map(jax.lax.axis_index, axes)
-        vary = functools.partial(jax.lax.pcast, axis_name=axes, to="varying")
-        return _votes_of_group(layout, rank, group, vary, axes, *arguments)
-
-    mapped = jax.jit(
-        jax.shard_map(
-            on_one_device,
-            mesh=mesh,
-            in_specs=(everywhere, everywhere, by_group, by_group, by_group),
-            out_specs=everywhere,
-        )
-    )
-    local = [
-        (number // layout.members, device)
-        for number, device in enumerate(layout.devices)
-        if _is_local(device)
-    ]
-
-    def spread(pick, shape):
-        """A global array, of which this process makes the parts that lie with it."""
-        parts = [
-            jax.device_put(pick(layout.places[group]), device)
-            for group, device in local
-        ]
-        return jax.make_array_from_single_device_arrays(
-            (layout.places.size, *shape), NamedSharding(mesh, by_group), parts
-        )
-
-    def count(classify, perturb, keys, images, draws):
-        return mapped(
-            replicate(classify, layout.devices),
-            replicate(perturb, layout.devices),
-            # The host never reads a key: it would wait for the votes queued before.
-            spread(lambda places: jnp.stack([keys[i] for i in places]), keys[0].shape),
-            spread(images.__getitem__, images.shape[1:]),
-            spread(draws.__getitem__, draws.shape[1:]),
-        )
-
-    return count

@@ -38,7 +38,7 @@ def get_config():
         "noise": "flow_laplace",
         "sigma": 2e-4,  # Std. dev. per pixel edge, as a fraction of image mass.
         "ground_metric": "l2",
-        "certificate": "tight",
+        "theorem": "tight",
     }
     config.train = {
         "noisy": True,

@@ -39,7 +39,7 @@ def get_config():
         "noise": "flow_laplace",
         "sigma": 2e-4,  # Std. dev. per pixel edge, as a fraction of image mass.
         "ground_metric": "l2",
-        "certificate": "published",
+        "theorem": "published",
     }
     config.train = {
         "augment": "crop_flip",

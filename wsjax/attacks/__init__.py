@@ -1,12 +1,6 @@
 """Attacks: the exact one of this project, the published ones, and what they really did."""
 
-from wsjax.attacks.capacity import (
-    HU,
-    HU_FIXED,
-    CapacityAttack,
-    capacity_attack,
-    capacity_projection,
-)
+from wsjax.attacks.capacity import CapacityAttack, capacity_attack
 from wsjax.attacks.dual import (
     WU_FRANK_WOLFE,
     WU_PROJECTION,
@@ -16,14 +10,15 @@ from wsjax.attacks.dual import (
     linear_oracle,
 )
 from wsjax.attacks.flow import FlowAttack, flow_attack
-from wsjax.attacks.measurement import Measurement, measure, restore_mass
-from wsjax.attacks.pgd import AttackResult, SinkhornAttack, sinkhorn_attack
+from wsjax.attacks.growing import AttackResult
+from wsjax.attacks.measurement import Measurement, measure
+from wsjax.attacks.pgd import SinkhornAttack, sinkhorn_attack
 from wsjax.attacks.repair import nearest_valid, round_to_levels
-from wsjax.attacks.sinkhorn import Projection, sinkhorn_projection, window_cost
+from wsjax.attacks.sinkhorn import Projection, sinkhorn_projection
+from wsjax.attacks.victims import Victim, smoothed
+from wsjax.attacks.windows import window_cost
 
 __all__ = [
-    "HU",
-    "HU_FIXED",
     "WU_FRANK_WOLFE",
     "WU_PROJECTION",
     "AttackResult",
@@ -33,17 +28,17 @@ __all__ = [
     "Measurement",
     "Projection",
     "SinkhornAttack",
+    "Victim",
     "capacity_attack",
-    "capacity_projection",
     "coupling_projection",
     "dual_attack",
     "flow_attack",
     "linear_oracle",
     "measure",
     "nearest_valid",
-    "restore_mass",
     "round_to_levels",
     "sinkhorn_attack",
     "sinkhorn_projection",
+    "smoothed",
     "window_cost",
 ]

@@ -1,4 +1,4 @@
-"""Checks of Python numbers that attacks are given; arrays pass without being read."""
+"""Checks of what attacks are given: images, and Python numbers."""
 
 import jax
 import numpy as np
@@ -25,7 +25,51 @@ def check_whole(**values):
             raise ValueError(f"{name}={value} is not a whole number above zero.")
 
 
+def check_images(images, labels):
+    """Images and labels as NumPy arrays, checked.
+
+    Args:
+      images: `[N, H, W, C]` float, in [0, 1], none all black.
+      labels: `[N]` int.
+
+    Raises:
+      ValueError: they are not that.
+    """
+    images, labels = np.asarray(images), np.asarray(labels)
+    if images.ndim != 4 or 0 in images.shape:
+        raise ValueError(
+            f"images has shape {images.shape} instead of [N, H, W, C]. Grayscale "
+            f"images need a last axis of size 1."
+        )
+    if not np.issubdtype(images.dtype, np.floating):
+        raise ValueError(
+            f"Pixels are {images.dtype}; convert to floats in [0, 1] first, e.g. "
+            f"images.astype(np.float32) / 255."
+        )
+    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"labels has shape {labels.shape} and dtype {labels.dtype}; "
+            f"{len(images)} images need as many integers."
+        )
+    if not np.isfinite(images).all():
+        broken = np.flatnonzero(~np.isfinite(images).all((1, 2, 3)))
+        raise ValueError(f"Images {broken.tolist()} have NaN or infinite pixels.")
+    if images.min() < 0 or images.max() > 1:
+        raise ValueError(
+            f"Pixels run from {images.min():g} to {images.max():g}, outside [0, 1]. "
+            f"Divide 8-bit images by 255; leave standardisation to the model."
+        )
+    black = np.flatnonzero(images.sum((1, 2, 3)) == 0)
+    if black.size:
+        raise ValueError(
+            f"Images {black.tolist()} are all black: there is no mass to move. Leave "
+            f"them out."
+        )
+    return images, labels
+
+
 def _numbers(values):
+    # Arrays pass without being read.
     return [
         (name, value)
         for name, value in values.items()

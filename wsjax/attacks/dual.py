@@ -32,19 +32,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wsjax.attacks.answers import check_images
-from wsjax.attacks.capacity import (
-    Grid,
-    ask_once,
-    for_each,
-    raise_broken,
-    unit_ascent,
-    wrong_answers,
-)
+from wsjax.attacks import growing, losses
 from wsjax.attacks.checks import check_positive, check_whole
-from wsjax.attacks.pgd import AttackResult
-from wsjax.attacks.sinkhorn import _EMPTY, window_cost
-from wsjax.votes import as_argument
+from wsjax.attacks.growing import AttackResult
+from wsjax.attacks.victims import Victim, as_victim
+from wsjax.attacks.windows import EMPTY, Grid, window_cost
 
 METHODS = ("projection", "frank_wolfe")
 
@@ -87,7 +79,7 @@ def coupling_projection(
     *,
     ground_metric: str = "l2",
     price: jax.Array | float = 0.0,
-    max_iterations: int = 40,
+    max_iterations: jax.Array | int = 40,
     tolerance: float = 1e-5,
 ) -> Coupling:
     """The coupling within budget that is nearest to given numbers.
@@ -132,7 +124,7 @@ def linear_oracle(
     kernel_size: int = 5,
     ground_metric: str = "l2",
     price: jax.Array | float = 0.0,
-    max_iterations: int = 50,
+    max_iterations: jax.Array | int = 50,
     tolerance: float = 1e-5,
 ) -> Coupling:
     """The coupling within budget that goes farthest uphill, up to an entropy.
@@ -278,7 +270,7 @@ class _Problem:
 def _projected_rows(problem, price):
     """Rows projected onto their simplices at a price; see `_Problem.solve`."""
     costs, x = problem.costs[:, None], problem.x
-    values = jnp.where(problem.inside, problem.goal - price * costs, _EMPTY)
+    values = jnp.where(problem.inside, problem.goal - price * costs, EMPTY)
     # From the peak down, only the first x matters: keeps the digits of dark pixels.
     values -= values.max(0)
     rounding = 4 * jnp.finfo(values.dtype).eps * x
@@ -308,7 +300,7 @@ def _projected_rows(problem, price):
 def _softmax_rows(problem, gamma, price):
     """Rows of largest value and entropy at a price; see `_Problem.solve`."""
     costs = problem.costs[:, None]
-    values = jnp.where(problem.inside, problem.goal - price * costs, _EMPTY)
+    values = jnp.where(problem.inside, problem.goal - price * costs, EMPTY)
     weights = jnp.exp((values - values.max(0)) / gamma)
     shares = weights / weights.sum(0)
     first, second = (shares * costs).sum(0), (shares * costs**2).sum(0)
@@ -380,7 +372,7 @@ WU_FRANK_WOLFE = DualAttack("frank_wolfe")
 def dual_attack(
     images: jax.Array,
     labels: jax.Array,
-    classify: Callable[[jax.Array], jax.Array],
+    victim: Victim | Callable[[jax.Array], jax.Array],
     *,
     key: jax.Array | None = None,
     settings: DualAttack = WU_PROJECTION,
@@ -394,10 +386,8 @@ def dual_attack(
     Args:
       images: `[N, H, W, C]` float, in [0, 1], none all black.
       labels: `[N]` int, the right answers.
-      classify: images `[B, H, W, C]` to logits `[B, K]`, differentiable. Pass weights
-        as `jax.tree_util.Partial(apply, variables)` and they stay arguments of the
-        compiled program.
-      key: not used, the attack draws nothing; here so that attacks can be exchanged.
+      victim: who is attacked, as in `sinkhorn_attack`; gradients are without noise.
+      key: as in `sinkhorn_attack`; for answers only.
       settings: see `DualAttack`.
 
     Returns:
@@ -405,107 +395,65 @@ def dual_attack(
       at all radii, and answers are those at the unclipped image.
 
     Raises:
-      ValueError: images are outside [0, 1], not finite or all black; shapes do not
-        agree; `classify` returns NaN.
+      ValueError: as `sinkhorn_attack`.
 
     Source: Wu, Wang & Yu, "Stronger and Faster Wasserstein Adversarial Attacks", ICML
     2020, arXiv:2008.02883, and the schedule of their published code.
     """
-    del key
-    originals, right = check_images(images, labels)
-    classify, batch = as_argument(classify), settings.batch_size
-    numbers = {
-        "max_steps": np.int32(settings.max_steps),
-        "step_size": np.float32(settings.step_size),
-        "gamma": np.float32(settings.gamma),
-        "dual_iterations": np.int32(settings.dual_iterations),
-        "ceiling": np.float32(1 if settings.clamp_loss else np.inf),
-        "early_stop": np.bool_(settings.early_stop),
-    }
-    compiled = (settings.method, settings.kernel_size, settings.ground_metric)
-    points, steps = originals.copy(), np.zeros(len(originals), np.int32)
-    success = wrong_answers(points, right, classify, batch)
-    epsilon = np.where(success, 0.0, np.inf)
-    for radius in settings.epsilons:
-        rest = np.flatnonzero(~success)
-        for rows in np.split(rest, range(batch, len(rest), batch)):
-            if not rows.size:
-                continue
-            padded = np.resize(rows, batch)
-            found = _run(
-                originals[padded],
-                right[padded],
-                np.arange(batch) < len(rows),
-                np.asarray(radius, originals.dtype),
-                numbers,
-                classify,
-                compiled=compiled,
-            )
-            moved, fooled, broken, taken = (np.asarray(leaf) for leaf in found)
-            if broken[: len(rows)].any():
-                raise_broken(rows[broken[: len(rows)]])
-            points[rows], success[rows] = moved[: len(rows)], fooled[: len(rows)]
-            steps[rows] += taken[: len(rows)]
-        epsilon[rest[success[rest]]] = radius
-    verified = success & wrong_answers(points, right, classify, batch)
-    return AttackResult(points, success, epsilon, steps, verified)
-
-
-class _State(NamedTuple):
-    """The batch under attack; leading axes of the batch size."""
-
-    plan: jax.Array  # [B, k, k, H, W, C] of "projection", else empty.
-    point: jax.Array  # [B, H, W, C]
-    price: jax.Array  # [B]
-    live: jax.Array  # [B] bool
-    fooled: jax.Array  # [B] bool
-    broken: jax.Array  # [B] bool
-    taken: jax.Array  # [B] int32
-
-
-def _run(centers, labels, live, epsilon, numbers, classify, *, compiled):
-    """All steps of a batch at one radius."""
-    method, size, _ = compiled
-    shape, middle, count = centers.shape[1:], size // 2, len(centers)
-    no = jnp.zeros(count, bool)
-    plans = jnp.zeros((count, 0), centers.dtype)
-    if method == "projection":
-        plans = jnp.zeros((count, size, size, *shape), centers.dtype)
-        plans = plans.at[:, middle, middle].set(centers)
-    state = _State(
-        plans,
-        jnp.asarray(centers),
-        jnp.zeros(count, centers.dtype),
-        jnp.asarray(live),
-        no,
-        no,
-        jnp.zeros(count, jnp.int32),
+    victim = as_victim(victim)
+    radii, window = np.array(settings.epsilons), (settings.kernel_size,) * 2
+    numbers = growing.as_numbers(
+        settings, "max_steps", "step_size", "gamma", "dual_iterations"
     )
-    given = (state.point, labels, epsilon, numbers, classify)
-    # A loop on the host: gradients of convolutions inside XLA's own loops are several
-    # times slower on a CPU. The device is waited for only where it could end early.
-    for step in range(int(numbers["max_steps"])):
-        state = _step(state, np.int32(step), *given, compiled=compiled)
-        if numbers["early_stop"] and not np.asarray(state.live).any():
-            break
-    fooled, broken = ask_once(state.point, labels, classify)
-    return state.point, fooled, broken | state.broken, state.taken
+    numbers["ceiling"] = np.float32(1 if settings.clamp_loss else np.inf)
+
+    def begin(centers):
+        # The image is linear in the coupling: "frank_wolfe" averages images, not plans.
+        size = window if settings.method == "projection" else (0, 0)
+        plans = np.zeros((len(centers), *size, *centers.shape[1:]), centers.dtype)
+        return plans, np.zeros(len(centers), centers.dtype)
+
+    return growing.grow(
+        images,
+        labels,
+        victim,
+        key=key,
+        begin=begin,
+        step=functools.partial(
+            _step,
+            numbers=numbers,
+            classify=victim.arguments()[0],
+            compiled=(settings.method, settings.kernel_size, settings.ground_metric),
+        ),
+        radius=lambda steps: radii[
+            np.minimum(steps // settings.max_steps, len(radii) - 1)
+        ],
+        max_steps=settings.max_steps * len(radii),
+        batch_size=settings.batch_size,
+        asks=None
+        if settings.early_stop
+        else lambda steps: steps % settings.max_steps == 0,
+    )
 
 
 @functools.partial(jax.jit, static_argnames="compiled")
-def _step(state, step, centers, labels, epsilon, numbers, classify, *, compiled):
-    """One step of every live image."""
+def _step(slots, turn, *, numbers, classify, compiled):
+    """One step of every slot."""
     method, size, ground_metric = compiled
+    centers, points, labels, (plans, prices) = slots
     grid = Grid(centers.shape[1:], size)
+    # At every radius from the original anew.
+    steps = turn.steps % numbers["max_steps"]
+    anew = (steps == 0)[:, None, None, None]
+    points, prices = jnp.where(anew, centers, points), jnp.where(steps == 0, 0, prices)
+    # Clipping passes no gradient beyond the ceiling, and all of it there. Below zero
+    # there is nothing.
+    ceiling = numbers["ceiling"].astype(points.dtype)
+    slopes = losses.uphill(jnp.minimum(points, ceiling), labels, classify)
+    slopes = jnp.where(points <= ceiling + _ROUNDING, slopes, 0)
+    slopes = losses.with_largest_one(slopes)
 
-    def ascend(points):
-        # Clipping passes no gradient beyond the ceiling, and all of it there. Below
-        # zero there is nothing.
-        inside = points <= numbers["ceiling"] + _ROUNDING
-        clipped = jnp.minimum(points, numbers["ceiling"].astype(points.dtype))
-        return unit_ascent(clipped, labels, classify, inside)
-
-    def project(center, plan, slopes, price):
+    def project(center, plan, slopes, epsilon, price, live):
         seen = grid.picture(jnp.stack(grid.seen(grid.flat(slopes), 0)))
         goal = plan + numbers["step_size"] * seen.reshape(plan.shape)
         found = coupling_projection(
@@ -514,11 +462,12 @@ def _step(state, step, centers, labels, epsilon, numbers, classify, *, compiled)
             epsilon,
             ground_metric=ground_metric,
             price=price,
-            max_iterations=numbers["dual_iterations"],
+            # Nobody waits for images that are done.
+            max_iterations=jnp.where(live, numbers["dual_iterations"], 0),
         )
         return found.mass, coupling_image(found.mass), found.price
 
-    def uphill(center, slopes, price):
+    def farthest(center, slopes, epsilon, price, live):
         found = linear_oracle(
             center,
             slopes,
@@ -527,28 +476,18 @@ def _step(state, step, centers, labels, epsilon, numbers, classify, *, compiled)
             kernel_size=size,
             ground_metric=ground_metric,
             price=price,
-            max_iterations=numbers["dual_iterations"],
+            # Nobody waits for images that are done.
+            max_iterations=jnp.where(live, numbers["dual_iterations"], 0),
         )
         return coupling_image(found.mass), found.price
 
-    slopes = ascend(state.point)
-    plan, price = state.plan, state.price
+    ball = slopes, turn.radii, prices, turn.live
     if method == "projection":
-        plan, moved, price = for_each(project, centers, plan, slopes, price)
+        staying = jnp.zeros_like(plans).at[:, size // 2, size // 2].set(centers)
+        plans = jnp.where(anew[..., None, None], staying, plans)
+        plans, points, prices = growing.for_each(project, centers, plans, *ball)
     else:
-        # The image is linear in the coupling, so its average needs no coupling.
-        far, price = for_each(uphill, centers, slopes, price)
-        share = 2 / (step + 2).astype(far.dtype)
-        moved = state.point + share * (far - state.point)
-    moved = jnp.where(state.live[:, None, None, None], moved, state.point)
-    no = jnp.zeros(len(centers), bool)
-    errs, senseless = jax.lax.cond(
-        numbers["early_stop"],
-        lambda points: ask_once(points, labels, classify),
-        lambda points: (no, no),
-        moved,
-    )
-    fooled = state.fooled | (state.live & errs)
-    broken = state.broken | (state.live & senseless)
-    live = state.live & ~fooled & ~broken
-    return _State(plan, moved, price, live, fooled, broken, state.taken + state.live)
+        far, prices = growing.for_each(farthest, centers, *ball)
+        share = (2 / (steps + 2).astype(far.dtype))[:, None, None, None]
+        points = points + share * (far - points)
+    return slots._replace(points=points, state=(plans, prices))

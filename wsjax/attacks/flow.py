@@ -21,14 +21,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wsjax import smoothing as smoothed
 from wsjax.attacks import losses, polytope, repair
-from wsjax.attacks.answers import Ask, check_images, fold_in, is_wrong, make_ask
-from wsjax.attacks.checks import check_positive, check_whole
-from wsjax.attacks.pgd import AttackResult
-from wsjax.confidence import check_alpha
+from wsjax.attacks.checks import check_images, check_positive, check_whole
+from wsjax.attacks.growing import AttackResult
+from wsjax.attacks.victims import Draws, Victim, as_victim, image_draws, is_wrong
 from wsjax.transport import exact_distance
-from wsjax.votes import as_argument
 
 # Candidates for the end of the segment, beyond the point that the search found.
 _STRETCHES = (1.0, 1.03, 1.1, 1.25, 1.6)
@@ -59,10 +56,8 @@ class FlowAttack:
         counts.
       levels: 255 for a result in whole 8-bit levels, 0 for floats.
       num_samples: noisy copies per gradient (smoothed).
-      num_votes: most votes per answer while searching along the segment (smoothed);
-        fewer where they are clear.
-      n: votes of the last answer (smoothed).
-      alpha: probability that an answer is not the most likely class (smoothed).
+      num_votes: most votes per answer while searching along the segment, if the
+        victim has early answers;
       batch_size: images that `classify` gets at a time; noisy copies count.
     """
 
@@ -79,8 +74,6 @@ class FlowAttack:
     levels: int = 0
     num_samples: int = 64
     num_votes: int = 2_000
-    n: int = 10_000
-    alpha: float = 0.05
     batch_size: int = 32
 
     def __post_init__(self):
@@ -100,7 +93,6 @@ class FlowAttack:
             "restarts",
             "num_samples",
             "num_votes",
-            "n",
             "batch_size",
         ):
             check_whole(**{name: getattr(self, name)})
@@ -109,7 +101,6 @@ class FlowAttack:
                 f"levels={self.levels} is neither 0 (any floats) nor the largest "
                 f"level, e.g. 255."
             )
-        check_alpha(self.alpha)
 
     @property
     def directions(self) -> int:
@@ -133,30 +124,31 @@ class _State(NamedTuple):
     edges: jax.Array
 
 
+# What the draws of an image are for.
+_GRADIENT, _ANSWER = range(2)
+
+
 def flow_attack(
     images: jax.Array,
     labels: jax.Array,
-    classify: Callable[[jax.Array], jax.Array],
+    victim: Victim | Callable[[jax.Array], jax.Array],
     *,
     key: jax.Array | None = None,
-    smoothing: smoothed.Smoothing | None = None,
-    decide: Callable[[jax.Array, jax.Array], np.ndarray] | None = None,
     settings: FlowAttack = FlowAttack(),
 ) -> AttackResult:
     """Attacks images with exact mass, range and distance.
+
+    Results for an image depend on its draws only, not on the other images (up to
+    rounding, if the arithmetic of the classifier depends on its batch).
 
     Args:
       images: `[N, H, W, C]` float, in [0, 1], none all black.
       labels: `[N]` int, the right answers, or the wanted ones with
         `settings.targeted`.
-      classify: images `[B, H, W, C]` to logits `[B, K]`, differentiable. Pass weights
-        as `jax.tree_util.Partial(apply, variables)` and they stay arguments of the
-        compiled program.
-      key: required with `smoothing`, `decide` or restarts; used up by this call.
-      smoothing: attack the classifier smoothed by this noise; default `classify`
-        itself.
-      decide: `(keys [B], images [B, H, W, C]) -> labels [B]` in place of the default
-        answer.
+      victim: who is attacked (`victims`), or a plain classifier: images `[B, H, W, C]`
+        to logits `[B, K]`, differentiable.
+      key: one for all images or one for each, `[N]`; required with restarts or if the
+        victim is random; used up by this call.
       settings: see `FlowAttack`.
 
     Returns:
@@ -166,49 +158,34 @@ def flow_attack(
 
     Raises:
       ValueError: images are outside [0, 1], not finite or all black; shapes do not
-        agree; `key` is missing; `classify` returns NaN.
+        agree; `key` is missing; a logit is NaN or infinite.
 
     Source: this project; the radius follows Pintor et al., "Fast Minimum-norm
     Adversarial Attacks through Adaptive Norm Constraints", 2021.
     """
     originals, right = check_images(images, labels)
-    random_answers = smoothing is not None or decide is not None
-    if key is None and (random_answers or settings.restarts > 1):
-        raise ValueError(
-            "An attack with smoothing, decide or restarts is random: pass key=."
-        )
-    key = jax.random.key(0) if key is None else key
-    # Asked often, so that luck would have many chances: at a stricter level.
-    strict = settings.alpha / 100
-    search = make_ask(
-        classify, smoothing, decide, settings.num_votes, strict, early=True
-    )
-    verify = make_ask(classify, smoothing, decide, settings.n, settings.alpha)
-    classify = as_argument(classify)
-    perturb = None if smoothing is None else as_argument(smoothing.perturb)
-    draws = 1 if smoothing is None else settings.num_samples
-    batch = max(1, settings.batch_size // draws)
-    votes_only = smoothing is not None and decide is None
-
-    total = len(originals)
+    victim, total = as_victim(victim), len(originals)
+    if key is None and settings.restarts > 1:
+        raise ValueError("An attack with restarts is random: pass key=.")
+    draws = image_draws(victim, key, total)
+    copies = 1 if victim.perturb is None else settings.num_samples
+    batch = max(1, settings.batch_size // copies)
     adversarial = originals.copy()
     success, verified = np.zeros(total, bool), np.zeros(total, bool)
     epsilon, steps = np.full(total, np.inf), np.zeros(total, np.int32)
     for first in range(0, total, batch):
         rows = np.arange(first, min(first + batch, total))
         # Filled up by repeating, so that nothing compiles twice.
-        padded = rows if votes_only else np.resize(rows, batch)
+        padded = np.resize(rows, batch)
         group = _Group(
             originals[padded],
             right[padded],
-            padded,
-            key,
-            search,
-            verify,
+            draws.pick(padded),
+            np.arange(batch) < len(rows),
+            victim,
             settings,
-            random_answers,
         )
-        found = group.attack(classify, perturb)
+        found = group.attack()
         for whole, part in zip(
             (adversarial, success, epsilon, steps, verified), found, strict=True
         ):
@@ -218,54 +195,52 @@ def flow_attack(
 
 @dataclasses.dataclass
 class _Group:
-    """Images that are attacked together."""
+    """Images that are attacked together; those not `real` fill up the batch."""
 
     images: np.ndarray
     labels: np.ndarray
-    rows: np.ndarray
-    key: jax.Array
-    search: Ask
-    verify: Ask
+    draws: Draws
+    real: np.ndarray
+    victim: Victim
     settings: FlowAttack
-    by_vote: bool
+    asked: int = 0
 
-    def __post_init__(self):
-        self.asked = 0
-
-    def wrong(self, points, ask=None):
+    def wrong(self, points, early=True):
         """Whether the answers at `[B, H, W, C]` are wrong, by draws of their own."""
         self.asked += 1
-        keys = fold_in(
-            jax.random.fold_in(self.key, 1),
-            self.rows,
-            np.full(len(self.rows), self.asked),
+        answers = self.victim.ask(
+            self.draws.keys_for(_ANSWER, number=self.asked),
+            points,
+            batch_size=len(points),
+            where=self.real,
+            max_votes=self.settings.num_votes if early else None,
         )
-        answers = (ask or self.search)(keys, points)
-        return is_wrong(answers, self.labels, self.settings.targeted)
+        return self.real & is_wrong(answers, self.labels, self.settings.targeted)
 
-    def attack(self, classify, perturb):
+    def attack(self):
+        """The parts of an `AttackResult`."""
         images, settings = self.images, self.settings
-        before = self.wrong(images, self.verify)
+        before = self.wrong(images, early=False)
         best, distance = images.copy(), np.where(before, 0.0, np.inf)
         steps = np.where(before, 0, settings.max_steps * settings.restarts)
-        if not before.all():
+        if not before[self.real].all():
             for restart in range(settings.restarts):
-                edges = self.descend(restart, classify, perturb)
+                edges = self.descend(restart)
                 for ends in _candidates(images, edges, settings):
                     points, ok = self.shorten(ends)
                     points, far = self.judge(points, ok)
                     better = far < distance
                     best[better], distance[better] = points[better], far[better]
         success = np.isfinite(distance)
-        verified = success & self.wrong(best, self.verify)
+        verified = success & self.wrong(best, early=False)
         return best, success, distance, steps, verified
 
-    def descend(self, restart, classify, perturb):
+    def descend(self, restart):
         """One search; the edges of its best flow, `[K, H, W, C, B]`."""
-        settings = self.settings
-        key = jax.random.fold_in(jax.random.fold_in(self.key, 0), restart)
-        images = jnp.asarray(self.images)
-        state = _begin(images, key, self.rows, settings=settings, randomly=restart > 0)
+        settings, images = self.settings, jnp.asarray(self.images)
+        search = self.draws, np.int32(restart)
+        state = _begin(images, *search, settings=settings, randomly=restart > 0)
+        classify, perturb = self.victim.arguments()
         # A loop on the host over one compiled step: gradients of convolutions inside
         # XLA's own loops are several times slower on a CPU. Nothing is waited for.
         for step in range(settings.max_steps):
@@ -273,8 +248,7 @@ class _Group:
                 state,
                 images,
                 self.labels,
-                key,
-                self.rows,
+                *search,
                 np.float32(step),
                 classify,
                 perturb,
@@ -294,19 +268,20 @@ class _Group:
                 end = np.asarray(repair.nearest_valid(images, longer))
             here = self.wrong(end) & ~ok
             chosen[here], ok = end[here], ok | here
-            if ok.all():
+            if ok[self.real].all():
                 break
         # The point kept is one that was asked: a vote there need not be won again.
         ends, kept = chosen, chosen.copy()
         low, high = np.zeros(len(images)), np.ones(len(images))
-        halvings = _HALVINGS_BY_VOTE if self.by_vote else _HALVINGS
+        by_vote = self.victim.is_random
+        halvings = _HALVINGS_BY_VOTE if by_vote else _HALVINGS
         for _ in range(halvings if ok.any() else 0):
             middle = (low + high) / 2
             points = _between(images, ends, middle)
             there = self.wrong(points) & ok
             kept[there] = points[there]
             low, high = np.where(there, low, middle), np.where(there, middle, high)
-        if self.by_vote:
+        if by_vote:
             kept = _between(images, ends, np.minimum(1, _OVERSHOOT * high))
         return kept, ok
 
@@ -329,7 +304,7 @@ class _Group:
             whole = repair.round_to_levels(images, valid, self.settings.levels)
             here = self.wrong(whole) & ~done
             found[here], done = whole[here], done | here
-            if done.all():
+            if done[self.real].all():
                 break
         return found, ok & done
 
@@ -365,13 +340,13 @@ def _batch_last(images):
 
 
 @functools.partial(jax.jit, static_argnames=("settings", "randomly"))
-def _begin(images, key, rows, *, settings, randomly):
+def _begin(images, draws, restart, *, settings, randomly):
     """State at the images, or at random points within half the first radius."""
     here, mass = _batch_last(images), images.sum((1, 2, 3))
     flow = polytope.start(here, settings.directions)
     radius = mass * (settings.radius or settings.start_radius)
     if randomly:
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
+        keys = draws.keys_for(_GRADIENT, restart)
         noise = jax.vmap(lambda k: jax.random.normal(k, images.shape[1:]))(keys)
         points = here + _batch_last(noise).astype(images.dtype)
         how = _flow_settings(settings)
@@ -380,7 +355,7 @@ def _begin(images, key, rows, *, settings, randomly):
 
 
 @functools.partial(jax.jit, static_argnames="settings", donate_argnums=0)
-def _step(state, images, labels, key, rows, step, classify, perturb, *, settings):
+def _step(state, images, labels, draws, restart, step, classify, perturb, *, settings):
     """Asks, remembers, adapts the radius, steps downhill and projects."""
     how = _flow_settings(settings)
     here = _batch_last(images)
@@ -388,7 +363,7 @@ def _step(state, images, labels, key, rows, step, classify, perturb, *, settings
     points = jnp.moveaxis(jnp.clip(raw, 0, 1), -1, 0)
     keys: Any = None
     if perturb is not None:
-        keys = fold_in(key, rows, jnp.full(len(rows), step + 1, jnp.int32))
+        keys = draws.keys_for(_GRADIENT, restart, number=(step + 1).astype(jnp.int32))
 
     def objective(points):
         scores, votes = losses.mean_scores(

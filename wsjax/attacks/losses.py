@@ -91,5 +91,44 @@ def mean_scores(
     return scores - jnp.log(num_samples), votes
 
 
+def uphill(
+    points: jax.Array,
+    labels: jax.Array,
+    classify: Callable[[jax.Array], jax.Array],
+    perturb: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+    keys: jax.Array | None = None,
+    num_samples: int = 1,
+) -> jax.Array:
+    """Gradient of the cross-entropy of the right answers.
+
+    Args:
+      points: `[B, H, W, C]`, where.
+      labels: `[B]` int, the right answers.
+      classify: images to logits.
+      perturb: see `mean_scores`, as are `keys` and `num_samples`.
+      keys: `[B]`, used up; None without noise.
+      num_samples: noisy copies of each image.
+
+    Returns:
+      `[B, H, W, C]`.
+    """
+
+    def right(points):
+        scores, _ = mean_scores(points, keys, classify, perturb, num_samples)
+        return loss(scores, labels, "cross_entropy").sum()
+
+    return -jax.grad(right)(points)
+
+
+def with_largest_one(slopes: jax.Array) -> jax.Array:
+    """Slopes `[B, H, W, C]` scaled to a largest entry of one per image.
+
+    Zero where they vanish or are not numbers.
+    """
+    steepest = jnp.abs(slopes).max((1, 2, 3), keepdims=True)
+    usable = (steepest > 0) & jnp.isfinite(steepest)
+    return jnp.where(usable, slopes / jnp.where(usable, steepest, 1), 0)
+
+
 def _is_label(logits, labels):
     return jax.nn.one_hot(labels, logits.shape[1], dtype=bool)

@@ -20,28 +20,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from wsjax import smoothing as smoothed
-from wsjax.attacks.answers import check_images, fold_in, is_wrong, make_ask
-from wsjax.attacks.checks import check_positive, check_whole
-from wsjax.attacks.sinkhorn import sinkhorn_projection, window_cost
-from wsjax.confidence import check_alpha
-from wsjax.votes import as_argument
-
-# Settings that are compiled into a step; the others can change without compiling anew.
-_COMPILED = (
-    "step",
-    "step_size",
-    "ground_metric",
-    "power",
-    "kernel_size",
-    "regularization",
-    "projection_iterations",
-    "tolerance",
-    "clamp",
-    "num_samples",
-)
+from wsjax.attacks import growing, losses
+from wsjax.attacks.checks import check_images, check_positive, check_whole
+from wsjax.attacks.growing import AttackResult
+from wsjax.attacks.sinkhorn import sinkhorn_projection
+from wsjax.attacks.victims import Victim, as_victim
+from wsjax.attacks.windows import window_cost
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +50,6 @@ class SinkhornAttack:
         `sinkhorn` for why not the 1e-4 of the published code.
       clamp: whether to clip to [0, 1] after projecting, which loses mass.
       num_samples: noisy copies per gradient (smoothed).
-      n: votes per answer (smoothed).
-      alpha: probability that an answer is not the most likely class (smoothed).
       abstention_counts: whether an abstention is a success, as in the published
         code. Default False: the classifier must return a wrong class.
       batch_size: images that `classify` gets at a time. A smoothed image takes up
@@ -87,8 +70,6 @@ class SinkhornAttack:
     tolerance: float = 1e-5
     clamp: bool = True
     num_samples: int = 128
-    n: int = 10_000
-    alpha: float = 0.05
     abstention_counts: bool = False
     batch_size: int = 32
 
@@ -107,63 +88,29 @@ class SinkhornAttack:
             "max_steps",
             "projection_iterations",
             "num_samples",
-            "n",
             "batch_size",
         ):
             check_whole(**{name: getattr(self, name)})
-        check_alpha(self.alpha)
         window_cost(self.kernel_size, self.ground_metric, self.power)
-
-
-class AttackResult(NamedTuple):
-    """What an attack made of N images; NumPy arrays.
-
-    Attributes:
-      adversarial: `[N, H, W, C]`: where the answer first turned wrong, the last
-        point tried for failures, the image itself if its answer was wrong before.
-      success: `[N]` bool, whether an answer was wrong.
-      epsilon: `[N]`, nominal radius at the first success; 0 for images that were
-        wrong before, inf for failures. See `measure` for distances.
-      steps: `[N]` int, steps taken.
-      verified: `[N]` bool, whether the answer at `adversarial` was wrong again, by
-        votes drawn afresh; False for failures.
-    """
-
-    adversarial: np.ndarray
-    success: np.ndarray
-    epsilon: np.ndarray
-    steps: np.ndarray
-    verified: np.ndarray
 
 
 def sinkhorn_attack(
     images: jax.Array,
     labels: jax.Array,
-    classify: Callable[[jax.Array], jax.Array],
+    victim: Victim | Callable[[jax.Array], jax.Array],
     *,
     key: jax.Array | None = None,
-    smoothing: smoothed.Smoothing | None = None,
-    decide: Callable[[jax.Array, jax.Array], np.ndarray] | None = None,
     settings: SinkhornAttack = SinkhornAttack(),
 ) -> AttackResult:
-    """Attacks images until their answer is wrong, each with a ball of its own size.
-
-    An image leaves at its first success and its place goes to the next one. Results
-    for an image depend on `key` and its position only, not on the other images (up
-    to rounding, if the arithmetic of `classify` depends on its batch).
+    """Steps along the gradient, projects, clips to [0, 1], asks again.
 
     Args:
       images: `[N, H, W, C]` float, in [0, 1], none all black.
       labels: `[N]` int, the right answers.
-      classify: images `[B, H, W, C]` to logits `[B, K]`, differentiable. Pass weights
-        as `jax.tree_util.Partial(apply, variables)` and they stay arguments of the
-        compiled program.
-      key: required with `smoothing` or `decide`; used up by this call.
-      smoothing: attack the classifier smoothed by this noise; default `classify`
-        itself.
-      decide: `(keys [B], images [B, H, W, C]) -> labels [B]` in place of the default
-        answer: `argmax` of the logits, or `smoothing.predict` by `settings.n` votes.
-        Batches have one size throughout, filled up by repeating rows.
+      victim: who is attacked (`victims`), or a plain classifier: images `[B, H, W, C]`
+        to logits `[B, K]`, differentiable.
+      key: one for all images or one for each, `[N]`; required if the victim is random;
+        used up by this call.
       settings: see `SinkhornAttack`.
 
     Returns:
@@ -171,158 +118,92 @@ def sinkhorn_attack(
 
     Raises:
       ValueError: images are outside [0, 1], not finite or all black; shapes do not
-        agree; `key` is missing; `classify` returns NaN.
+        agree; `key` is missing; a logit is NaN or infinite.
 
     Source: Levine & Feizi, arXiv:1910.10783, Section 6 and published code; Wong,
     Schmidt & Kolter, arXiv:1902.07906, for the attack on a plain classifier.
     """
-    originals, right = check_images(images, labels)
-    if key is None and (smoothing is not None or decide is not None):
-        raise ValueError("An attack with smoothing or decide is random: pass key=.")
-    ask = make_ask(classify, smoothing, decide, settings.n, settings.alpha)
-    classify = as_argument(classify)
-    perturb = None if smoothing is None else as_argument(smoothing.perturb)
-    draws = 1 if smoothing is None else settings.num_samples
-    batch = max(1, settings.batch_size // draws)
-    # Undefended attacks draw nothing; a key keeps one program for both.
-    keys = jax.random.split(jax.random.key(0) if key is None else key, 3)
-    key_gradient, key_answer, key_verify = keys
+    victim, (originals, _) = as_victim(victim), check_images(images, labels)
+    classify, perturb = victim.arguments()
+    draws = 1 if perturb is None else settings.num_samples
 
-    in_logs = _is_dark(originals, settings)
-    any_in_logs = bool(in_logs.any())
-    compiled = SinkhornAttack(**{name: getattr(settings, name) for name in _COMPILED})
-    points, steps = originals.copy(), np.zeros(len(originals), np.int32)
+    def is_dark(centers):
+        """Which images a step moves too far, against their mass, for sums of numbers."""
+        # About twice the range of `lambda (z - y)`, in units of mass one.
+        span = 4 * settings.regularization * settings.step_size
+        return span > 80 * centers.sum((1, 2, 3))
 
-    def wrong(key, rows):
-        """Whether the answers at `points[rows]` are wrong."""
-        blocks = []
-        for block in np.split(rows, range(batch, len(rows), batch)):
-            padded = np.resize(block, batch)
-            if smoothing is not None and decide is None:
-                padded = block  # Votes are costly, and one image at a time anyway.
-            row_keys = fold_in(key, padded, steps[padded])
-            blocks.append(ask(row_keys, points[padded])[: len(block)])
-        return is_wrong(
-            np.concatenate(blocks),
-            right[rows],
-            abstention_counts=settings.abstention_counts,
-        )
-
-    success = wrong(key_answer, np.arange(len(originals)))
-    epsilon = np.where(success, 0.0, np.inf)
-    waiting = np.flatnonzero(~success)
-    while waiting.size:
-        rows = waiting[:batch]
-        padded = np.resize(rows, batch)
-        growths = steps[padded] // settings.epsilon_every
-        ball = settings.epsilon * settings.epsilon_factor**growths
-        moved = _step(
-            fold_in(key_gradient, padded, steps[padded]),
-            originals[padded],
-            points[padded],
-            right[padded],
-            ball.astype(points.dtype),
-            np.where(np.arange(batch) < len(rows), 1 + in_logs[padded], 0),
-            classify,
-            perturb,
-            settings=compiled,
-            any_in_logs=any_in_logs,
-        )
-        points[rows] = np.asarray(moved)[: len(rows)]
-        steps[rows] += 1
-        success[rows] = fooled = wrong(key_answer, rows)
-        epsilon[rows[fooled]] = ball[: len(rows)][fooled]
-        done = fooled | (steps[rows] >= settings.max_steps)
-        waiting = np.concatenate([rows[~done], waiting[batch:]])
-
-    verified = success.copy()
-    if success.any():
-        verified[success] = wrong(key_verify, np.flatnonzero(success))
-    return AttackResult(points, success, epsilon, steps, verified)
+    compiled = {name: getattr(settings, name) for name in _How._fields[1:]}
+    names = ("step_size", "regularization", "tolerance", "projection_iterations")
+    return growing.grow(
+        images,
+        labels,
+        victim,
+        key=key,
+        begin=is_dark,
+        step=functools.partial(
+            _step,
+            numbers=growing.as_numbers(settings, *names),
+            classify=classify,
+            perturb=perturb,
+            how=_How(bool(is_dark(originals).any()), **compiled),
+        ),
+        radius=lambda steps: (
+            settings.epsilon
+            * settings.epsilon_factor ** (steps // settings.epsilon_every)
+        ),
+        max_steps=settings.max_steps,
+        batch_size=max(1, settings.batch_size // draws),
+        abstention_counts=settings.abstention_counts,
+    )
 
 
-@functools.partial(jax.jit, static_argnames=("settings", "any_in_logs"))
-def _step(
-    keys,
-    centers,
-    points,
-    labels,
-    epsilon,
-    how,
-    classify,
-    perturb,
-    *,
-    settings,
-    any_in_logs,
-):
-    """One step and projection for a batch; for `how`, see `_project`."""
+class _How(NamedTuple):
+    """What is compiled into a step; whether any image is dark, and settings."""
 
-    def loss(points):
-        copies = points[:, None]
-        if perturb is not None:
-            split = functools.partial(jax.random.split, num=settings.num_samples)
-            copies = jax.vmap(jax.vmap(perturb, (0, None)))(
-                jax.vmap(split)(keys), points
-            )
-        logits = classify(copies.reshape(-1, *points.shape[1:]))
-        scores = jax.nn.log_softmax(logits).reshape(*copies.shape[:2], -1)
-        own = jnp.take_along_axis(scores, labels[:, None, None], axis=-1)
-        # Minus log of the mean softmax over copies, up to a constant.
-        return -jax.nn.logsumexp(own, axis=1).sum()
+    any_dark: bool
+    step: str
+    ground_metric: str
+    power: float
+    kernel_size: int
+    clamp: bool
+    num_samples: int
 
-    uphill = jax.grad(loss)(points)
-    if settings.step == "sign":
-        uphill = jnp.sign(uphill)
+
+@functools.partial(jax.jit, static_argnames="how")
+def _step(slots, turn, *, numbers, classify, perturb, how):
+    """One step and projection for a batch."""
+    centers, points, labels, dark = slots
+    keys = turn.draws.keys_for(growing.GRADIENT, number=turn.steps)
+    slopes = losses.uphill(points, labels, classify, perturb, keys, how.num_samples)
+    if how.step == "sign":
+        slopes = jnp.sign(slopes)
     else:
-        norms = jnp.sqrt((uphill**2).sum((1, 2, 3), keepdims=True))
-        uphill = uphill / jnp.maximum(norms, jnp.finfo(norms.dtype).tiny)
-    stepped = points + settings.step_size * uphill
-    moved = _project(centers, stepped, epsilon, how, settings, any_in_logs)
-    return jnp.clip(moved, 0, 1) if settings.clamp else moved
-
-
-def _project(centers, points, epsilon, how, settings, any_in_logs):
-    """Projects each row: not if `how` is 0, 1 directly, 2 in the log domain."""
+        norms = jnp.sqrt((slopes**2).sum((1, 2, 3), keepdims=True))
+        slopes = slopes / jnp.maximum(norms, jnp.finfo(norms.dtype).tiny)
 
     def project(center, point, epsilon, log_domain):
         return sinkhorn_projection(
             center,
             point,
             epsilon,
-            regularization=settings.regularization,
-            kernel_size=settings.kernel_size,
-            ground_metric=settings.ground_metric,
-            power=settings.power,
-            max_iterations=settings.projection_iterations,
-            tolerance=settings.tolerance,
+            regularization=numbers["regularization"],
+            kernel_size=how.kernel_size,
+            ground_metric=how.ground_metric,
+            power=how.power,
+            max_iterations=numbers["projection_iterations"],
+            tolerance=numbers["tolerance"],
             log_domain=log_domain,
         ).image
 
-    ways: list[Callable[..., jax.Array]] = [
-        lambda center, point, epsilon: point,
-        functools.partial(project, log_domain=False),
-        functools.partial(project, log_domain=True),
-    ]
-    if not any_in_logs:
-        ways.pop()  # Spares compiling it.
+    def one(live, dark, *row):
+        ways: list[Callable[..., jax.Array]] = [lambda center, point, epsilon: point]
+        ways += [
+            functools.partial(project, log_domain=log_domain)
+            for log_domain in (False, True)[: 1 + how.any_dark]
+        ]
+        return jax.lax.switch(jnp.where(live, 1 + dark, 0), ways, *row)
 
-    def one(row):
-        return jax.lax.switch(row[0], ways, *row[1:])
-
-    # On a CPU one by one: every image stops at its own last round and its arrays stay
-    # in cache, several times faster than a mapped loop (measured).
-    return jax.lax.platform_dependent(
-        how,
-        centers,
-        points,
-        epsilon,
-        cpu=lambda *rows: jax.lax.map(one, rows),
-        default=lambda *rows: jax.vmap(lambda *row: one(row))(*rows),
-    )
-
-
-def _is_dark(images, settings):
-    """Which images a step moves too far, against their mass, for `log_domain=False`."""
-    # About twice the range of `lambda (z - y)`, in units of mass one.
-    span = 4 * settings.regularization * settings.step_size / images.sum((1, 2, 3))
-    return span > 80
+    stepped = points + numbers["step_size"] * slopes
+    moved = growing.for_each(one, turn.live, dark, centers, stepped, turn.radii)
+    return slots._replace(points=jnp.clip(moved, 0, 1) if how.clamp else moved)

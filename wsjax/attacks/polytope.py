@@ -34,6 +34,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wsjax.metrics import check_ground_metric, pixel_distance
+
 # Directed once: the flow along an edge is signed. Worst ratio of the stencil's distance
 # to the Euclidean one: between two neighbouring directions, halfway.
 STENCILS = {
@@ -61,25 +63,9 @@ class Flow(NamedTuple):
 
 
 def default_neighbours(ground_metric: str) -> int:
-    """4 for "l1", where such paths are exact; 8 for "l2"."""
+    """4 for "l1", where such paths are exact; 8 for "l2"; ValueError for any other."""
+    check_ground_metric(ground_metric)
     return 4 if ground_metric == "l1" else 8
-
-
-def stencil_factor(neighbours: int) -> float:
-    """Largest ratio of the cost along a stencil to the Euclidean distance.
-
-    Args:
-      neighbours: 4, 8 or 16.
-
-    Returns:
-      1.4142, 1.0824 or 1.0275: for a step halfway between two directions.
-
-    Raises:
-      ValueError: there is no such stencil.
-    """
-    angles = np.sort([np.arctan2(*step) % np.pi for step in _offsets(neighbours)])
-    widest = np.diff(np.append(angles, angles[0] + np.pi)).max()
-    return float(1 / np.cos(widest / 2))
 
 
 def lengths(neighbours: int, ground_metric: str) -> np.ndarray:
@@ -92,12 +78,7 @@ def lengths(neighbours: int, ground_metric: str) -> np.ndarray:
     Raises:
       ValueError: there is no such stencil, or another metric.
     """
-    steps = np.abs(_offsets(neighbours)).astype(float)
-    if ground_metric == "l1":
-        return steps.sum(1)
-    if ground_metric == "l2":
-        return np.hypot(*steps.T)
-    raise ValueError(f"ground_metric={ground_metric!r} is neither 'l1' nor 'l2'.")
+    return pixel_distance(np.array(_offsets(neighbours), float), ground_metric)
 
 
 def carry(edges: jax.Array, neighbours: int) -> jax.Array:

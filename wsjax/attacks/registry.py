@@ -7,17 +7,18 @@ from typing import Any, NamedTuple
 from wsjax.attacks.capacity import CapacityAttack, capacity_attack
 from wsjax.attacks.dual import DualAttack, dual_attack
 from wsjax.attacks.flow import FlowAttack, flow_attack
-from wsjax.attacks.pgd import AttackResult, SinkhornAttack, sinkhorn_attack
+from wsjax.attacks.growing import AttackResult
+from wsjax.attacks.pgd import SinkhornAttack, sinkhorn_attack
 
 
 class Method(NamedTuple):
     """An attack and its settings.
 
     Attributes:
-      run: `(images, labels, classify, *, key, settings, ...) -> AttackResult`.
+      run: `(images, labels, victim, *, key, settings) -> AttackResult`.
       settings: frozen dataclass of its settings.
       title: what it is, in a line.
-      smoothed: whether it takes `smoothing=`, the noise of a smoothed classifier.
+      smoothed: whether its gradients are averaged over the noise of its victim.
     """
 
     run: Callable[..., AttackResult]
@@ -26,24 +27,8 @@ class Method(NamedTuple):
     smoothed: bool
 
     def defaults(self) -> dict[str, Any]:
-        """Name and default of each setting, but for `n` and `alpha` of answers."""
-        return {
-            field.name: field.default
-            for field in dataclasses.fields(self.settings)
-            if field.name not in ("n", "alpha")
-        }
-
-    def make_settings(self, n: int, alpha: float, **given: Any) -> Any:
-        """Settings from a config; `n` and `alpha` go where there are answers by vote.
-
-        Raises:
-          ValueError: one of them is outside its range.
-        """
-        names = [field.name for field in dataclasses.fields(self.settings)]
-        votes = {"n": n, "alpha": alpha}
-        return self.settings(
-            **given, **{name: votes[name] for name in votes if name in names}
-        )
+        """Name and default of each setting."""
+        return dataclasses.asdict(self.settings())
 
 
 METHODS = {

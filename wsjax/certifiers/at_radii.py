@@ -14,12 +14,18 @@ from typing import Any, ClassVar, NamedTuple, Self
 import jax
 import numpy as np
 
-from wsjax import sequential
+from wsjax import scores, sequential
 from wsjax.certificates import ProbabilityScores
 from wsjax.certifiers import queue
 from wsjax.certifiers.base import Certificate, Outcomes, Prediction
-from wsjax.certifiers.votes import Drawing, VoteCertifier, needed, share
-from wsjax.scores import ABSTAIN
+from wsjax.certifiers.votes import (
+    IN_FLIGHT,
+    Drawing,
+    VoteCertifier,
+    halves,
+    needed,
+    share,
+)
 
 FIRST_LOOK = 100
 
@@ -130,7 +136,7 @@ class VotesAtRadii(VoteCertifier):
             )
 
         def work(images, keys):
-            key_select, key_estimate = jax.random.split(keys[0])
+            key_select, key_estimate = halves(keys[0])
             selection = Drawing(counter, key_select, images[0], selecting)
             # Estimation begins before it is known which class it is about.
             estimation = Drawing(counter, key_estimate, images[0], estimating)
@@ -154,22 +160,14 @@ class VotesAtRadii(VoteCertifier):
                     decisions[reached] == sequential.GIVEN_UP
                 ):
                     break
-            own, others = -math.inf, math.inf
+            own, others, radius = -math.inf, math.inf, 0.0
             if reached:  # Then the probability is above its threshold.
-                own, others = map(float, theorem.bounds(thresholds[reached - 1]))
-            return [
-                Certificate(
-                    label=selected if reached else ABSTAIN,
-                    radius=float(self.radii[reached - 1]) if reached else 0.0,
-                    selected=selected,
-                    lower=own,
-                    upper=others,
-                    lipschitz=2.0,
-                    evidence=LookEvidence(selection_votes, counts),
-                )
-            ]
+                own, others = theorem.bounds(thresholds[reached - 1])
+                radius = float(self.radii[reached - 1])
+            decision = scores.lead(selected, own, others)._replace(radius=radius)
+            return [Certificate(*decision, LookEvidence(selection_votes, counts))]
 
-        return queue.run(work, images, needed(keys), 1, 3)
+        return queue.run(work, images, needed(keys), 1, IN_FLIGHT)
 
     def predict_each(
         self,

@@ -13,8 +13,6 @@ from typing import Any, ClassVar, NamedTuple, Self
 import jax
 import numpy as np
 
-from wsjax import scores
-
 
 class Certificate(NamedTuple):
     """What a certifier found out about one image.
@@ -58,7 +56,7 @@ class Outcomes(NamedTuple):
     """What rows say about N images, under one theorem.
 
     Attributes:
-      bound: name of the theorem, "" where there is one only.
+      theorem: its name, "" where there is one only.
       labels: `[N]` certified classes, or `ABSTAIN`.
       radii: `[N]` certified radii.
       predictions: `[N]` answers, or `ABSTAIN`.
@@ -67,7 +65,7 @@ class Outcomes(NamedTuple):
       votes: `[N, K]` votes about the selected class, or None.
     """
 
-    bound: str
+    theorem: str
     labels: np.ndarray
     radii: np.ndarray
     predictions: np.ndarray
@@ -151,7 +149,7 @@ class Certifier(abc.ABC):
 
     @abc.abstractmethod
     def held(self) -> Any:
-        """Pytree of all arrays that answers depend on; laws of noise count as such."""
+        """Pytree of all arrays that answers depend on."""
 
     def laid_out_for(self, images: int) -> "Certifier":
         """The same certifier, spread over the devices as suits a number of images."""
@@ -170,7 +168,7 @@ class Certifier(abc.ABC):
 
         Args:
           run: has `classify` and `smoothing`, those that were trained or configured,
-            `ground_metric` and `training_set()`, each made when it is asked for.
+            and `training_set()`, each made when it is asked for.
           **settings: a value for each of `settings()`.
 
         Returns:
@@ -210,16 +208,3 @@ class Certifier(abc.ABC):
         Raises:
           ValueError: the rows contradict themselves.
         """
-
-
-def from_decision(decision: scores.Decision, selected: int, evidence: Any):
-    """A `Certificate` of what `scores.decide` found."""
-    return Certificate(
-        label=decision.label,
-        radius=decision.radius,
-        selected=selected,
-        lower=decision.lower,
-        upper=decision.upper,
-        lipschitz=decision.lipschitz,
-        evidence=evidence,
-    )

@@ -95,7 +95,7 @@ class NearestNeighbours(base.Certifier):
                 float(found.distances[1]),
                 found.num_exact,
             )
-            yield base.from_decision(decision, selected, evidence)
+            yield Certificate(*decision, evidence)
 
     def predict_each(
         self, images: Iterable[Any], keys: Iterable[jax.Array] | None = None
@@ -111,7 +111,7 @@ class NearestNeighbours(base.Certifier):
     @classmethod
     def settings(cls) -> dict[str, Any]:
         """See `Certifier.settings`."""
-        return {"neighbours": 1, "softness": 0.0}
+        return {"neighbours": 1, "softness": 0.0, "ground_metric": "l2"}
 
     @classmethod
     def from_run(cls, run: Any, **settings: Any) -> Self:
@@ -126,7 +126,7 @@ class NearestNeighbours(base.Certifier):
         inked = images.any((1, 2, 3))
         if not inked.all():
             images, labels = images[inked], labels[inked]
-        index = Index(images, labels, run.ground_metric)
+        index = Index(images, labels, settings.pop("ground_metric"))
         return cls(index, num_classes=examples.num_classes, **settings)
 
     def recorded(self) -> dict[str, Any]:

@@ -10,9 +10,11 @@ from wsjax import sequential
 from wsjax.certifiers import queue
 from wsjax.certifiers.base import Certificate
 from wsjax.certifiers.votes import (
+    IN_FLIGHT,
     Drawing,
     FixedVotes,
     certificate_from_votes,
+    halves,
     needed,
 )
 
@@ -60,7 +62,7 @@ class PilotVotes(FixedVotes):
         theorem = self.smoothing.scores
 
         def work(images, keys):
-            key_select, key_estimate = jax.random.split(keys[0])
+            key_select, key_estimate = halves(keys[0])
             pilot = Drawing(counter, key_select, images[0], [self.n0])
             selection_votes = yield from pilot.more()
             chosen = sequential.choose_n(
@@ -84,7 +86,7 @@ class PilotVotes(FixedVotes):
                 )
             ]
 
-        return queue.run(work, images, needed(keys), 1, 3)
+        return queue.run(work, images, needed(keys), 1, IN_FLIGHT)
 
     @classmethod
     def settings(cls) -> dict[str, Any]:

@@ -24,7 +24,10 @@ RUNNER_UP = ("never", "always", "auto")
 
 # Images at work at a time where each decides alone when it has enough votes: while the
 # host reads one's votes, the devices have others'.
-_IN_FLIGHT = 3
+IN_FLIGHT = 3
+
+# For selection and estimation. Compiled: keys of `make_key` split op by op otherwise.
+halves = jax.jit(jax.random.split)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,16 +93,20 @@ class Counter:
           ValueError: `groups` does not divide the number of devices.
         """
         self._classify = votes.as_argument(classify)
-        self._perturb = votes.as_argument(votes.Addition(smoothing))
+        # The law alone: its arrays are arguments, and equal shapes share a program.
+        self._perturb = votes.as_argument(votes.Addition(smoothing.noise))
+        self._smoothing = smoothing
         self._options = counting.options
         self.groups = counting.groups or None
         if self.groups is not None:
             devices = counting.devices or votes.all_devices()
             votes.check_groups(self.groups, len(devices))
             self._classify = votes.replicate(self._classify, devices)
+            self._perturb = votes.replicate(self._perturb, devices)
 
     def one(self, key: jax.Array, image: Any, n: int, start: int = 0) -> jax.Array:
         """`votes.count_votes`."""
+        self._smoothing.check_shape(np.shape(image)[-3:])
         return votes.count_votes(
             key,
             image,
@@ -114,6 +121,7 @@ class Counter:
         """Votes `[I, K]` or `[I, S, K]` of images or stacks, one key each."""
         if self.groups is None:
             return self.one(keys[0], images[0], n)[None]
+        self._smoothing.check_shape(np.shape(images[0])[-3:])
         return votes.count_votes_each(
             keys,
             images,
@@ -238,7 +246,7 @@ class VoteCertifier(base.Certifier):
             counts = yield from drawing.until(lambda so_far: answer(so_far).label >= 0)
             return [answer(counts)]
 
-        return queue.run(work, images, needed(keys), 1, _IN_FLIGHT)
+        return queue.run(work, images, needed(keys), 1, IN_FLIGHT)
 
     def recorded(self) -> dict[str, Any]:
         """See `Certifier.recorded`."""
@@ -327,7 +335,7 @@ class FixedVotes(VoteCertifier):
             count = len(images)
             if self.share_draws > 1:
                 keys, images = _stacks(keys, images, self.share_draws)
-            splits = [jax.random.split(key) for key in keys]
+            splits = [halves(key) for key in keys]
             queued = [
                 counter.each([split[phase] for split in splits], images, trials)
                 for phase, trials in enumerate((self.n0, self.n))
@@ -523,12 +531,8 @@ def certificate_from_votes(
         runner_up = min(runner_up, 1.0 - p_lower)
     else:
         p_lower = float(confidence.lower_bound(estimation_votes[selected], n, alpha))
-    own, rest = map(float, theorem.bounds(p_lower, runner_up))
-    # The scores of one class and, as a bound, of any other.
-    decision = scores.decide(np.array([own, -np.inf]), np.array([np.inf, rest]), 0)
-    return base.from_decision(
-        decision._replace(label=selected if decision.label == 0 else ABSTAIN),
-        selected,
+    return Certificate(
+        *scores.lead(selected, *theorem.bounds(p_lower, runner_up)),
         VoteEvidence(p_lower, runner_up, selection_votes, estimation_votes),
     )
 

@@ -18,7 +18,6 @@ import pathlib
 import tarfile
 import zlib
 from collections.abc import Callable
-from concurrent import futures
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -141,18 +140,15 @@ def _unpack(found: list[_Found], verify: bool) -> list[bytes]:
     limits = {each.raw: each.raw.size + 1 if verify else -1 for each in found}
     if found[0].in_archive:
         return _unpack_archive(found[0].path, limits)
-
-    def read(each):
+    contents = []
+    for each in found:
         opener = _OPENERS.get(each.path.suffix, open)
         try:
             with opener(each.path, "rb") as file:
-                return file.read(limits[each.raw])
+                contents.append(file.read(limits[each.raw]))
         except _DAMAGE as error:
             raise ValueError(_describe_damage(each.path, error)) from error
-
-    # Unpacking releases the interpreter lock.
-    with futures.ThreadPoolExecutor() as pool:
-        return list(pool.map(read, found))
+    return contents
 
 
 def _unpack_archive(path: pathlib.Path, limits: dict[RawFile, int]) -> list[bytes]:

@@ -113,17 +113,15 @@ def _opened(path):
 
 
 def _whole(member):
-    array = np.lib.format.read_array(member, allow_pickle=False)
-    member.read()  # To the end, where the checksum is compared.
-    return array
+    return np.lib.format.read_array(member, allow_pickle=False)
 
 
 def _header(member):
     """Shape and dtype of an array; reads no more than that."""
-    version = np.lib.format.read_magic(member)
-    first = version == (1, 0)
-    read = "read_array_header_1_0" if first else "read_array_header_2_0"
-    shape, _, dtype = getattr(np.lib.format, read)(member)
+    form = np.lib.format
+    old = form.read_magic(member) == (1, 0)
+    read = form.read_array_header_1_0 if old else form.read_array_header_2_0
+    shape, _, dtype = read(member)
     return shape, dtype
 
 

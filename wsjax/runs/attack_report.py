@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,13 +10,11 @@ from rich.table import Table
 
 from wsjax import plots
 from wsjax.attacks import AttackResult, measure, repair
-from wsjax.attacks.answers import make_ask
 from wsjax.attacks.registry import METHODS, Method
+from wsjax.attacks.victims import ABSTAIN, Victim
 from wsjax.runs import config as configs
 from wsjax.runs import manifest, report
 from wsjax.runs.rows import Rows, read_rows
-from wsjax.scores import ABSTAIN
-from wsjax.smoothing import Smoothing
 from wsjax.transport import MASS_TOLERANCE, exact_flow
 
 TARGETS = ("base", "smoothed")
@@ -119,35 +116,29 @@ def recorded(config: configs.Config) -> dict[str, Any]:
 def judge(
     images: np.ndarray,
     adversarial: np.ndarray,
-    classify: Callable[[jax.Array], jax.Array],
-    smoothing: Smoothing | None,
+    victim: Victim,
     *,
-    keys: Sequence[jax.Array],
-    n: int,
-    alpha: float,
+    keys: jax.Array,
 ) -> Judgement:
     """Repairs attacked images, measures them and asks once more.
 
     Args:
       images: `[N, H, W, C]`, the originals.
       adversarial: what the attack returned.
-      classify: base classifier.
-      smoothing: noise of the smoothed classifier, or None for the plain one.
-      keys: one per image, never used before.
-      n: votes per answer.
-      alpha: level of the answers.
+      victim: who was attacked.
+      keys: `[N]`, never used before.
     """
     raw = measure(images, adversarial)
     valid = np.array(repair.nearest_valid(images, adversarial))
-    # What is valid already stays as it is, to the last bit.
-    fine = (raw.mass_error <= MASS_TOLERANCE) & (raw.lowest >= 0) & (raw.highest <= 1)
+    # What is valid already stays as it is, to the last bit; negative pixels have been
+    # refused.
+    fine = (raw.mass_error <= MASS_TOLERANCE) & (raw.highest <= 1)
     valid[fine] = adversarial[fine]
     l1, l2 = raw.l1.copy(), raw.l2.copy()
     if not fine.all():
         repaired = measure(images[~fine], valid[~fine])
         l1[~fine], l2[~fine] = repaired.l1, repaired.l2
-    ask = make_ask(classify, smoothing, None, n, alpha)
-    predict = ask(keys, valid.astype(np.float32))
+    predict = victim.ask(keys, valid.astype(np.float32), batch_size=len(valid))
     return Judgement(
         predict, l1, l2, raw.mass_error, raw.lowest, raw.highest, raw.l1, raw.l2
     )
@@ -354,5 +345,5 @@ def _pictures(workdir, case, rows, examples, count):
             f"{label}, taken for {rows.ints('predict')[place]}\n"
             f"W = {rows.floats('l1')[place]:.3g} (l1), {rows.floats('l2')[place]:.3g} (l2)"
         )
-        found.append(plots.Picture(image, moved, exact_flow(image, valid), title))
+        found.append(plots.AttackedImage(image, moved, exact_flow(image, valid), title))
     return found

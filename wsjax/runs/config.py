@@ -75,7 +75,7 @@ class SmoothingBlock:
     ground_metric: str
     sigma: float = 0.0  # Standard deviation; every noise but the learned ones,
     certificate_scale: float = 0.0  # which have c = 1 / kappa instead.
-    certificate: str = "tight"
+    theorem: str = "tight"  # Or "published", of Laplace noise.
     wrap: bool = False
     gamma: float = 2.0  # Exponent of power_law; where learned noise starts from.
     waves: int = 4  # learned_view: periods along each axis at its start.

@@ -90,7 +90,7 @@ def make_attack(config: Config) -> Any:
     method = registry.get_method(attack.method)
     given = dict(attack.settings[attack.method])
     given["ground_metric"] = given["ground_metric"] or config.smoothing.ground_metric
-    return method.make_settings(attack.n, attack.alpha, **given)
+    return method.settings(**given)
 
 
 def make_augment(name: str) -> Callable | None:
@@ -211,7 +211,7 @@ def check_learned(block: SmoothingBlock) -> None:
     for name in ("sigma", "wrap"):
         _check_unused(block, name)
     # Raises if there is no such theorem about Gaussian noise.
-    smoothing.theorem_about(block.noise, block.certificate)
+    smoothing.theorem_about(block.noise, block.theorem)
 
 
 def _check_unused(block, name):

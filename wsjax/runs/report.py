@@ -105,14 +105,14 @@ class Certified(NamedTuple):
 
 def read_certified(
     workdir: pathlib.Path,
-    bounds: Sequence[str] | None = None,
+    theorems: Sequence[str] | None = None,
     rows_file: str = CERTIFICATES,
 ) -> list[Certified]:
     """Evaluates the rows of a run.
 
     Args:
       workdir: a run directory in which certify.py wrote.
-      bounds: names of theorems ("tight", "published") to keep, in this order, where
+      theorems: names ("tight", "published") to keep, in this order, where
         rows serve several; default all.
       rows_file: which rows.
 
@@ -141,23 +141,23 @@ def read_certified(
     arrays = rows.arrays({**SHARED, **kind.columns}, classes)
     if "lower" in rows.columns:
         _check(arrays | rows.arrays(_BOUNDS, classes), workdir / rows_file)
-    found = {each.bound: each for each in kind.outcomes(arrays, recorded)}
-    for bound in bounds or ():
-        if bound not in found:
+    found = {each.theorem: each for each in kind.outcomes(arrays, recorded)}
+    for name in theorems or ():
+        if name not in found:
             raise ValueError(
-                f"{workdir} has rows under {list(found)}, not {bound!r}: a published "
+                f"{workdir} has rows under {list(found)}, not {name!r}: a published "
                 f"bound exists for Laplace noise only."
             )
     return [
         Certified(
-            f"{workdir.name} ({bound})" if bound else workdir.name,
+            f"{workdir.name} ({name})" if name else workdir.name,
             recorded["ground_metric"],
-            evaluation.summarize(arrays["label"], found[bound]),
+            evaluation.summarize(arrays["label"], found[name]),
             arrays["label"],
-            found[bound],
+            found[name],
             tuple(recorded.get("radii", ())),
         )
-        for bound in bounds or found
+        for name in theorems or found
     ]
 
 
@@ -220,7 +220,7 @@ def certificate_table(runs: Sequence[Certified]) -> Table:
     asked = [run.radii for run in runs if run.radii]
     at = asked[0] if asked else evaluation.ladder(largest, rungs=5)[1:]
     table = Table(title="Certified test images", title_justify="left")
-    table.add_column("run (certificate)", overflow="fold")
+    table.add_column("run (theorem)", overflow="fold")
     heads = ("images", "accuracy", "abstained", "base acc.", "median r", "mean r")
     votes = any(run.summary.mean_passes is not None for run in runs)
     fewer = any(run.summary.times_fewer is not None for run in runs)
@@ -293,9 +293,7 @@ def _main() -> None:
     parser = argparse.ArgumentParser(description="Compares certified runs.")
     parser.add_argument("workdirs", nargs="+", type=pathlib.Path)
     parser.add_argument("--out", type=pathlib.Path, help="figure to write")
-    parser.add_argument(
-        "--certificate", action="append", choices=("tight", "published")
-    )
+    parser.add_argument("--theorem", action="append", choices=("tight", "published"))
     arguments = parser.parse_args()
     names = [workdir.name for workdir in arguments.workdirs]
     try:
@@ -305,7 +303,7 @@ def _main() -> None:
             if names.count(workdir.name) == 1
             else run._replace(name=f"{workdir}: {run.name}")
             for workdir in arguments.workdirs
-            for run in read_certified(workdir, arguments.certificate)
+            for run in read_certified(workdir, arguments.theorem)
         ]
         metrics = {run.metric for run in runs}
         if len(metrics) > 1:

@@ -121,11 +121,6 @@ class Run:
         """Noise law and theorem."""
         return self._trained.smoothing
 
-    @property
-    def ground_metric(self) -> str:
-        """That of the config."""
-        return self._config.smoothing.ground_metric
-
     def training_set(self) -> Examples:
         """The training split."""
         return Examples(self._config.data, "train")
@@ -155,11 +150,7 @@ def fingerprint(*parts: Any) -> str:
     """
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(parts):
-        if isinstance(leaf, smoothing.noise.NoiseLaw):
-            held = [x for x in vars(leaf).values() if isinstance(x, np.ndarray)]
-        else:
-            held = [leaf]
-        for array in map(np.asarray, held):
-            digest.update(f"{array.dtype}{array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).data)
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(array.data)
     return digest.hexdigest()

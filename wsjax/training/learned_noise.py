@@ -4,7 +4,7 @@ Every parametrisation here is rescaled inside the loss so that `1 / kappa` equal
 `certificate_scale` c: whatever the parameters are, a class probability p certifies the
 radius `c Phi^{-1}(p)`, and all that training can change is how often the classifier is
 right under the noise. After training `freeze` makes a law of it, rescaled again in
-float64; certificates recompute `kappa` from the law and trust nothing of this room.
+float64; certificates recompute `kappa` from the law and trust nothing of this module.
 
 Two parametrisations:
 
@@ -12,7 +12,7 @@ Two parametrisations:
     linear in the logarithm of `lap` (or free at every frequency), channels coupled;
   * `LearnedView`: any linear view of the image, started from the lowest waves.
 
-Both hand the classifier the linear (Wiener) estimate of the image from the noisy view.
+What the loss sees are copies of the law itself (`law`), made of traced arrays. Both hand the classifier the linear (Wiener) estimate of the image from the noisy view.
 
 Traps met: `sqrt(S)` has an infinite gradient at `S(0) = 0`, so amplitudes are made of
 exponentials of the logarithm and masked; the gradient of an exact maximum touches the
@@ -20,6 +20,7 @@ one worst pair of pixels only, so it is taken through a soft maximum (`_scale_to
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
@@ -27,8 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wsjax import gaussian, noise, spectrum
-from wsjax.flow import image_mass
+from wsjax import gaussian, spectrum
 
 # Exponent of the mean that stands in for a maximum in gradients.
 _SOFTNESS = 16.0
@@ -54,17 +54,18 @@ class FixedNoise:
         """Initial parameters: none."""
         return ()
 
-    def prepare(self, params: Any) -> Any:
-        """What `picture` needs and all images of a step share."""
+    def law(self, params: Any) -> "FixedNoise":
+        """What draws copies; see `gaussian.NormalLaw`."""
         del params
+        return self
 
-    def draw(self, key: jax.Array) -> jax.Array:
-        """What one noisy copy is made of; uses up `key`."""
+    def variables(self, key: jax.Array) -> jax.Array:
+        """What one noisy copy is made of: its key."""
         return key
 
-    def picture(self, prepared: Any, image: jax.Array, draw: jax.Array) -> jax.Array:
+    def copy_of(self, image: jax.Array, variables: jax.Array) -> jax.Array:
         """One noisy copy of an image `[H, W, C]` in pixel units."""
-        return image if self.perturb is None else self.perturb(draw, image)
+        return image if self.perturb is None else self.perturb(variables, image)
 
 
 class Statistics(NamedTuple):
@@ -150,25 +151,16 @@ class LearnedView:
         features /= np.sqrt(np.mean(features**2))
         return {"features": jnp.asarray(features, jnp.float32)}
 
-    def prepare(self, params: Any) -> Any:
-        """`(features, readout)`, scaled to the certificate."""
+    def law(self, params: Any) -> gaussian.GaussianView:
+        """The law of traced parameters, scaled to the certificate; unchecked."""
         features = params["features"]
         squares = _near_slopes(features, self.ground_metric)
         features = features * _scale_to(self.certificate_scale, squares)
-        return features, self._readout(features)
-
-    def draw(self, key: jax.Array) -> jax.Array:
-        """Standard normal variables, one for each feature; uses up `key`."""
-        channels = self.statistics.mean.shape[2]
-        count = ((2 * self.waves + 1) ** 2 - 1) * channels
-        return noise.standard_normal(key, (count,), jnp.float32)
-
-    def picture(self, prepared: Any, image: jax.Array, draw: jax.Array) -> jax.Array:
-        """One picture of one noisy view, as `gaussian.GaussianView.perturb`."""
-        features, readout = prepared
-        mass, mean = image_mass(image), self.statistics.mean
-        view = jnp.tensordot(features, image / mass - mean, 3) + draw
-        return mass * (mean + jnp.tensordot(view, readout, 1))
+        return gaussian.GaussianView.unchecked(
+            features=features,
+            readout=self._readout(features),
+            mean=self.statistics.mean,
+        )
 
     def freeze(self, params: Any) -> gaussian.GaussianView:
         """The law, with exact scale; see `_exact_scale`."""
@@ -235,15 +227,21 @@ class LearnedSpectrum:
             params["coupling"] = np.zeros((len(log_lap), pairs))
         return {key: jnp.asarray(value, jnp.float32) for key, value in params.items()}
 
-    def prepare(self, params: Any) -> Any:
-        """`(amplitude, gain)`, scaled to the certificate, as `rfft2` wants them."""
+    def law(self, params: Any) -> gaussian.ColouredGaussian:
+        """The law of traced parameters, scaled to the certificate; unchecked.
+
+        Its filter holds the frequencies that `rfft2` keeps, which are all that it uses.
+        """
         amplitude, precision = self._shape(params, jnp)
         squares = spectrum.squared_slopes(precision, self.ground_metric, jnp)
         # Twice the amplitude makes half of the slopes.
         amplitude = amplitude / _scale_to(self.certificate_scale, squares)
-        half = amplitude[:, : amplitude.shape[1] // 2 + 1]
+        law = functools.partial(
+            gaussian.ColouredGaussian.unchecked, amplitude=amplitude
+        )
         if not self.wiener:
-            return half, None
+            return law(gain=None, mean=None)
+        half = amplitude[:, : amplitude.shape[1] // 2 + 1]
         signal = jnp.asarray(self.statistics.power)[:, : half.shape[1]]
         power = jnp.einsum("hwij,hwkj->hwik", half, half)
         # Unit matrices at frequency zero: there is no noise to be filtered there.
@@ -253,22 +251,7 @@ class LearnedSpectrum:
         total = jnp.where(zero[..., None, None], eye, signal + power)
         signal = jnp.where(zero[..., None, None], eye, signal)
         gain = jnp.swapaxes(jnp.linalg.solve(total, jnp.swapaxes(signal, 2, 3)), 2, 3)
-        return half, gain
-
-    def draw(self, key: jax.Array) -> jax.Array:
-        """Normal variables for all waves, `gaussian.waves_shape`; uses up `key`."""
-        shape = gaussian.waves_shape(self.statistics.mean.shape)
-        return noise.standard_normal(key, shape, jnp.float32)
-
-    def picture(self, prepared: Any, image: jax.Array, draw: jax.Array) -> jax.Array:
-        """One noisy copy, as `gaussian.ColouredGaussian.perturb`."""
-        amplitude, gain = prepared
-        mass, mean = image_mass(image), self.statistics.mean
-        if gain is None:
-            return image + mass * gaussian.colour(draw, amplitude, image.shape[1])
-        shown = gaussian.through_filter(image / mass - mean, gain)
-        noise = gaussian.filtered_colour(draw, amplitude, gain, image.shape[1])
-        return mass * (mean + shown + noise)
+        return law(gain=gain, mean=self.statistics.mean)
 
     def freeze(self, params: Any) -> gaussian.ColouredGaussian:
         """The law, with exact scale; see `_exact_scale`."""

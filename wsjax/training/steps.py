@@ -69,15 +69,14 @@ Perturb = Callable[[jax.Array, jax.Array], jax.Array]
 
 def as_noise(noise: Any) -> Any:
     """A noise behind the interface of `learned_noise`: wraps `perturb` or None."""
-    return noise if hasattr(noise, "prepare") else FixedNoise(noise)
+    return noise if hasattr(noise, "law") else FixedNoise(noise)
 
 
 def perturb_batch(
     key: jax.Array,
     images: jax.Array,
-    perturb: Perturb | Any | None,
+    law: Any,
     share_noise: bool,
-    prepared: Any = None,
     shift: jax.Array | None = None,
 ) -> jax.Array:
     """One noisy copy of each image of a batch `[B, H, W, C]`; uses up `key`.
@@ -85,26 +84,25 @@ def perturb_batch(
     Args:
       key: of this batch.
       images: float.
-      perturb: noise on one image, a learned noise, or None for none.
+      law: a `gaussian.NormalLaw`, a `learned_noise.FixedNoise`, or what the latter is
+        made of.
       share_noise: whether all images get the same draw (scaled by their own mass),
         as the paper's code does. By default each image draws its own.
-      prepared: what a learned noise's `prepare` returned.
-      shift: `[B, ...]` added to the draws of a learned noise, or None.
+      shift: `[B, ...]` added to the variables of the copies, or None.
 
     Returns:
       Array of the shape and dtype of `images`.
     """
-    if perturb is None:
-        return images
-    noise = as_noise(perturb)
+    law = law if hasattr(law, "copy_of") else FixedNoise(law)
     if share_noise:
-        draws = jnp.broadcast_to(draw := noise.draw(key), (len(images), *draw.shape))
+        one = law.variables(key)
+        variables = jnp.broadcast_to(one, (len(images), *one.shape))
     else:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(images)))
-        draws = jax.vmap(noise.draw)(keys)
+        variables = jax.vmap(law.variables)(keys)
     if shift is not None:
-        draws = draws + shift
-    return jax.vmap(noise.picture, (None, 0, 0))(prepared, images, draws)
+        variables = variables + shift
+    return jax.vmap(law.copy_of)(images, variables)
 
 
 def make_train_step(
@@ -168,18 +166,11 @@ def make_train_step(
             images = augment(key_augment, images)
         copies = objective.copies
 
-        def logits_of(images, learned, prepared, shift=None):
+        def logits_of(images, learned, law, shift=None):
             repeated = jnp.tile(images, (copies, 1, 1, 1))
             if shift is not None:
                 shift = jnp.tile(shift, (copies,) + (1,) * (shift.ndim - 1))
-            noisy = perturb_batch(
-                key_noise,
-                repeated,
-                None if perturb is None else noise,
-                share_noise,
-                prepared,
-                shift,
-            )
+            noisy = perturb_batch(key_noise, repeated, law, share_noise, shift)
             logits: Any
             logits, updates = apply(learned["model"], state.batch_stats, noisy)
             return logits.reshape(copies, len(labels), -1), updates
@@ -189,7 +180,7 @@ def make_train_step(
             images = ball_ascent(
                 images,
                 labels,
-                lambda points: averaged_logits(logits_of(points, learned, None)[0]),
+                lambda points: averaged_logits(logits_of(points, learned, noise)[0]),
                 radius=objective.radius_at(state.step, total_steps),
                 steps=objective.ball_steps,
                 inner_steps=objective.ball_inner_steps,
@@ -198,18 +189,18 @@ def make_train_step(
             )
 
         def loss_of(learned):
-            prepared = noise.prepare(learned["noise"])
+            law = noise.law(learned["noise"])
             shift = None
             if objective.attacks:
-                still = jax.lax.stop_gradient((learned, prepared))
-                draw = jax.eval_shape(noise.draw, key_noise)
+                still = jax.lax.stop_gradient((learned, law))
+                draw = jax.eval_shape(law.variables, key_noise)
                 against = jax.grad(
                     lambda start: objective.averaged_loss(
                         logits_of(images, *still, start)[0], labels
                     )
                 )(jnp.zeros((len(labels), *draw.shape), draw.dtype))
                 shift = jax.lax.stop_gradient(objective.adversarial_step(against))
-            logits, updates = logits_of(images, learned, prepared, shift)
+            logits, updates = logits_of(images, learned, law, shift)
             return objective.loss(logits, labels), (logits, updates)
 
         grads = jax.value_and_grad(loss_of, has_aux=True)
@@ -262,10 +253,7 @@ def make_eval_step(
 
     def step(state, key, images, labels):
         images = images.astype(jnp.float32) / scale
-        prepared = noise.prepare(state.noise)
-        images = perturb_batch(
-            key, images, None if perturb is None else noise, False, prepared
-        )
+        images = perturb_batch(key, images, noise.law(state.noise), False)
         logits: Any = module.apply(state.variables, images, train=False)
         return jnp.sum(jnp.argmax(logits, -1) == labels)
 
