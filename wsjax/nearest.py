@@ -53,13 +53,13 @@ class Scores(NamedTuple):
     """Scores of one image: soft minima of its distances to the images of each class.
 
     Attributes:
-      lower: `[K]` float64, not above the scores; infinite for a class without
+      lower: `[K]` float64, not above the scores; infinite for a class without enough
         candidates.
       upper: `[K]` float64, not below them. For the two smallest scores the two agree,
-        to some 1e-10; no other score is below `lower` of the second. Infinite where no
-        distance was needed.
+        to `Index.precision`; no other score is below `lower` of the second. Infinite
+        where no distance was needed.
       nearest: `[2]` int, the nearest image of the class of least score, and that of
-        the second; -1 where a class has no candidates.
+        the second; -1 where that is infinite.
       distances: `[2]` float64, to these.
       num_exact: how many distances were solved for.
     """
@@ -86,16 +86,16 @@ class Index:
     def __init__(self, images: ArrayLike, labels: ArrayLike, ground_metric: str):
         """Prepares the search.
 
-            Args:
-        images: `[N, H, W, C]`, integers or floats, nonnegative, none black, each in
+        Args:
+          images: `[N, H, W, C]`, integers or floats, nonnegative, none black, each in
             any unit. They are kept as they are, and not copied; projections take some
             24 (H + W) C bytes for each besides.
-              labels: `[N]` integers from 0.
-              ground_metric: "l1" or "l2".
+          labels: `[N]` integers from 0.
+          ground_metric: "l1" or "l2".
 
-            Raises:
-              ValueError: a shape, label or metric is not as above; a pixel is NaN, infinite or
-                negative; an image is black.
+        Raises:
+          ValueError: a shape, label or metric is not as above; a pixel is NaN, infinite
+            or negative; an image is black.
         """
         metrics.check_ground_metric(ground_metric)
         images, labels = np.asarray(images), np.asarray(labels)
@@ -153,8 +153,8 @@ class Index:
         Args:
           image: `[H, W, C]`, nonnegative, in any unit.
           neighbours: m, how many images of a class its score depends on.
-          softness: tau in pixels x fraction of the mass; 0 for the nearest alone, `math.inf`
-            for the mean of all `neighbours`.
+          softness: tau in pixels x fraction of the mass; 0 for the nearest alone,
+            `math.inf` for the mean of all `neighbours`.
           num_classes: K; by default one more than the largest label.
 
         Returns:
