@@ -1,7 +1,9 @@
 """Tests of the scripts as programs: train.py, certify.py and the report."""
 
+import functools
 import json
 import pathlib
+import shutil
 import tempfile
 import textwrap
 
@@ -299,6 +301,21 @@ LEARNED = textwrap.dedent(
 )
 
 
+_TRAINED = tempfile.TemporaryDirectory()
+
+
+@functools.cache
+def trained_under_learned_noise():
+    """A run directory as train.py leaves it with the config above."""
+    config, workdir = (pathlib.Path(_TRAINED.name) / x for x in ("tiny.py", "trained"))
+    config.write_text(LEARNED)
+    ((code, _, err),) = tiny_runs.run_each(
+        [("train.py", f"--config={config}", f"--workdir={workdir}")]
+    )
+    assert code == 0, err
+    return workdir
+
+
 class _OneConfig(chex.TestCase):
     """Runs of the scripts with one config file, `config`; `results` by name."""
 
@@ -325,8 +342,7 @@ class LearnedNoiseTest(_OneConfig):
         cls.config.write_text(LEARNED)
         cls.whole, cls.other = cls.folder / "whole", cls.folder / "other"
         cls.file = cls.whole / artefact.NAME
-        (trained,) = tiny_runs.run_each([cls.case("train.py", cls.whole)])
-        assert trained[0] == 0, trained
+        shutil.copytree(trained_under_learned_noise(), cls.whole)
         cls.first = artefact.read(cls.file)
         # As if training had been killed just before its end.
         cls.file.unlink()
@@ -505,8 +521,7 @@ class FewerVotesTest(_OneConfig):
         cls.config = cls.folder / "tiny_learned.py"
         cls.config.write_text(LEARNED)
         cls.whole = cls.folder / "whole"
-        (trained,) = tiny_runs.run_each([cls.case("train.py", cls.whole)])
-        assert trained[0] == 0, trained
+        shutil.copytree(trained_under_learned_noise(), cls.whole)
         elsewhere = [f"--trained={cls.whole}", AT_RADII, MORE]
         stopped = tiny_runs.start(
             *cls.case("certify.py", cls.folder / "parts", *elsewhere),

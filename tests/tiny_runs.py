@@ -240,7 +240,7 @@ def run(script, *arguments, **options):
 _FORKS = """
 import json, os, runpy, sys
 import sklearn.datasets
-import wsjax.runs.experiment, wsjax.runs.report, wsjax.training.loop
+import wsjax.runs.attack_report, wsjax.runs.trained, wsjax.training.loop
 
 for argv, *paths in json.load(sys.stdin):
     pid = os.fork()
