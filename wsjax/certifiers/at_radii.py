@@ -115,7 +115,6 @@ class VotesAtRadii(VoteCertifier):
     def certify_each(
         self, images: Iterable[Any], keys: Iterable[jax.Array] | None = None
     ) -> Iterator[Certificate]:
-        """See `Certifier.certify_each`."""
         theorem = self.smoothing.scores
         thresholds = check_radii(self.radii, theorem)
         selecting = sequential.looks(self.first_look, self.n0)
@@ -187,13 +186,11 @@ class VotesAtRadii(VoteCertifier):
 
     @classmethod
     def from_run(cls, run: Any, **settings: Any) -> Self:
-        """See `Certifier.from_run`."""
         settings["radii"] = tuple(settings.pop("at_radii"))
         settings["beta"] = settings["beta"] or None
         return super().from_run(run, groups=None, **settings)
 
     def recorded(self) -> dict[str, Any]:
-        """See `Certifier.recorded`."""
         return {
             **super().recorded(),
             "kind": "at_radii",
@@ -202,7 +199,6 @@ class VotesAtRadii(VoteCertifier):
         }
 
     def cells(self, certificate: Certificate) -> dict[str, Any]:
-        """See `Certifier.cells`."""
         evidence = certificate.evidence
         return {
             "n_used": int(evidence.selection_votes.sum() + evidence.votes.sum()),

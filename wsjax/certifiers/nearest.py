@@ -116,7 +116,6 @@ class NearestNeighbours(base.Certifier):
 
     @classmethod
     def settings(cls) -> dict[str, Any]:
-        """See `Certifier.settings`."""
         return {"neighbours": 1, "softness": 0.0, "ground_metric": "l2"}
 
     @classmethod
@@ -136,7 +135,6 @@ class NearestNeighbours(base.Certifier):
         return cls(index, num_classes=examples.num_classes, **settings)
 
     def recorded(self) -> dict[str, Any]:
-        """See `Certifier.recorded`."""
         return {
             "kind": "nearest",
             "ground_metric": self.index.ground_metric,
@@ -145,12 +143,10 @@ class NearestNeighbours(base.Certifier):
         }
 
     def cells(self, certificate: Certificate) -> dict[str, Any]:
-        """See `Certifier.cells`."""
         return certificate.evidence._asdict()
 
     @classmethod
     def outcomes(
         cls, rows: Mapping[str, np.ndarray], recorded: Mapping[str, Any]
     ) -> list[Outcomes]:
-        """See `Certifier.outcomes`."""
         return [Outcomes("", rows["predict"], rows["radius"], rows["selected"])]

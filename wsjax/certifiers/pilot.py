@@ -97,9 +97,7 @@ class PilotVotes(FixedVotes):
 
     @classmethod
     def from_run(cls, run: Any, **settings: Any) -> Self:
-        """See `Certifier.from_run`."""
         return super().from_run(run, groups=None, **settings)
 
     def recorded(self) -> dict[str, Any]:
-        """See `Certifier.recorded`."""
         return {**super().recorded(), "kind": "pilot"}

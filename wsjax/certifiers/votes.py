@@ -181,7 +181,6 @@ class VoteCertifier(base.Certifier):
 
     @classmethod
     def from_run(cls, run: Any, **settings: Any) -> Self:
-        """See `Certifier.from_run`."""
         layout = {k: settings.pop(k) for k in ("block_size", "backend", "groups")}
         counting = Counting(**layout)
         return cls(run.classify, run.smoothing, counting=counting, **settings)
@@ -249,7 +248,6 @@ class VoteCertifier(base.Certifier):
         return queue.run(work, images, needed(keys), 1, IN_FLIGHT)
 
     def recorded(self) -> dict[str, Any]:
-        """See `Certifier.recorded`."""
         return {
             "ground_metric": self.smoothing.ground_metric,
             "scores": dataclasses.asdict(self.smoothing.scores),
@@ -356,7 +354,6 @@ class FixedVotes(VoteCertifier):
         return queue.run(work, images, needed(keys), self.batch, 2)
 
     def recorded(self) -> dict[str, Any]:
-        """See `Certifier.recorded`."""
         return {
             **super().recorded(),
             "kind": "votes",
@@ -364,7 +361,6 @@ class FixedVotes(VoteCertifier):
         }
 
     def cells(self, certificate: Certificate) -> dict[str, Any]:
-        """See `Certifier.cells`."""
         evidence = certificate.evidence
         return {
             "p_lower": evidence.p_lower,
