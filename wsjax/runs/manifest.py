@@ -85,7 +85,8 @@ def record(
         "command": [pathlib.Path(sys.argv[0]).name, *sys.argv[1:]],
         "started": datetime.datetime.now(datetime.UTC).isoformat("T", "seconds"),
     }
-    entry = json.loads(json.dumps(entry))
+    # Infinite settings as text: JSON has no such numbers.
+    entry = json.loads(json.dumps(entry), parse_constant=str)
     whole = read(workdir)
     before = whole.get(script)
     if before is not None:
