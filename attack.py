@@ -18,6 +18,7 @@ import time
 import numpy as np
 
 from wsjax.attacks import registry, victims
+from wsjax.certifiers.lipschitz import LipschitzScores
 from wsjax.console.progress import progress
 from wsjax.console.signals import StopFlag
 from wsjax.runs import attack_report, cli, experiment, manifest, rows, streams, trained
@@ -35,14 +36,23 @@ def main(config, workdir):
     settings = experiment.make_attack(config)
     targets = attack_report.chosen_targets(config.attack.target, method)
     folder = cli.trained_dir(workdir)
-    classify, smoothing = trained.restore(config, folder, examples)
+    if trained.certifies_itself(config, examples):
+        network = trained.restore_network(config, folder, examples)
+        certifier = LipschitzScores(network)
+        plain, targets = victims.scored(network), attack_report.only_plain(targets)
+        fingerprint, recorded = certifier.held(), certifier.recorded()
+    else:
+        classify, smoothing = trained.restore(config, folder, examples)
+        plain = victims.Victim(classify)
+        fingerprint = (classify, smoothing.noise)
+        recorded = {"scores": dataclasses.asdict(smoothing.scores)}
     manifest.record(
         workdir,
         f"attack {name}",
         attack_report.recorded(config),
         data_checksum=examples.checksum,
-        classifier=trained.fingerprint(classify, smoothing.noise),
-        certifier={"scores": dataclasses.asdict(smoothing.scores)},
+        classifier=trained.fingerprint(*fingerprint),
+        certifier=recorded,
         may_differ=configs.MAY_DIFFER,
     )
     _log.info("Attacking %d images on %s.", len(indices), manifest.devices())
@@ -50,7 +60,7 @@ def main(config, workdir):
     for target in targets:
         if target == "base":
             # Attacks on the plain classifier share their gradient steps.
-            victim, size = victims.Victim(classify), settings.batch_size
+            victim, size = plain, settings.batch_size
         else:
             victim, size = victims.smoothed(classify, smoothing, **votes), 1
         attack(

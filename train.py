@@ -24,16 +24,20 @@ def main(config, workdir):
     settings = config.train
     # Everything is built before anything is recorded: a run directory should not
     # remember a config that cannot work.
-    learned = experiment.learns_noise(config)
-    if learned:
+    module = experiment.make_model(config.model, train_set.num_classes)
+    lipschitz = experiment.certifies_itself(module)
+    experiment.check_purpose(module, settings)
+    learned = not lipschitz and experiment.learns_noise(config)
+    if lipschitz:
+        noise = None
+    elif learned:
         noise = experiment.make_learned_noise(config, train_set.training_images())
     else:
         smoothing = experiment.make_smoothing(config, train_set.image_shape)
         noise = smoothing.perturb if settings.noisy else None
-    module = experiment.make_model(config.model, train_set.num_classes)
     augment = experiment.make_augment(settings.augment)
-    experiment.make_optimizer(settings, 1, learned)
-    metric = config.smoothing.ground_metric
+    experiment.make_optimizer(settings, 1, learned, module)
+    metric = experiment.ground_metric(config)
     objective = experiment.make_objective(settings, metric)
     steps.check_objective(objective, noise)
     # Traced, not run: settings of the model and of the noise that do not fit.
@@ -53,7 +57,7 @@ def main(config, workdir):
         workdir=workdir,
         module=module,
         make_optimizer=lambda steps: experiment.make_optimizer(
-            settings, steps, learned
+            settings, steps, learned, module
         ),
         perturb=noise,
         train_data=train_set.data,
@@ -62,7 +66,10 @@ def main(config, workdir):
         seed=config.seed,
         augment=augment,
         objective=objective,
+        start=experiment.make_start(module, train_set, config.seed),
     )
+    if lipschitz:
+        experiment.save_network(workdir, config, train_set, module, state)
     if learned:
         experiment.save_artefact(workdir, config, train_set, noise, state)
     _log.info("Trained classifier in %s; next: certify.py.", workdir)

@@ -37,6 +37,7 @@ from numpy.typing import ArrayLike
 from scipy.spatial.distance import cdist
 
 from wsjax import metrics, transport
+from wsjax.lipschitz import soft_minimum
 
 # Orthogonal directions, in whole pixels so that projections fall on a grid.
 _AXES, _DIAGONALS = ((1, 0), (0, 1)), ((1, 1), (1, -1))
@@ -370,9 +371,9 @@ class _Search:
         lower = self.lower[members]
         first = lower.argpartition(self.neighbours - 1)[: self.neighbours]
         self.leading[group] = members[first]
-        self.low[group] = soft_minimum(lower[first], self.softness)
+        self.low[group] = _soft_minimum(lower[first], self.softness)
         upper = _smallest(self.upper[members], self.neighbours)
-        self.high[group] = soft_minimum(upper, self.softness)
+        self.high[group] = _soft_minimum(upper, self.softness)
 
     def _exact(self, candidate):
         """Bounds on a distance that differ by rounding."""
@@ -388,22 +389,11 @@ class _Search:
         return max(lower - index._rounding, 0.0), upper + index._rounding
 
 
-def soft_minimum(values: np.ndarray, softness: float) -> float:
-    """F of the theorem: `-softness * log(mean(exp(-values / softness)))`.
-
-    Args:
-      values: `[m]` float64, at least one; infinite ones count.
-      softness: 0 for the smallest value, `math.inf` for the mean.
-
-    Returns:
-      A number between the two.
-    """
-    least = values.min()
-    if softness == 0 or math.isinf(least):
-        return float(least)
-    if math.isinf(softness):
-        return float(values.mean())
-    return float(least - softness * np.log(np.exp((least - values) / softness).mean()))
+def _soft_minimum(values, softness):
+    """F of the theorem, of `[m]` distances of which all may be infinite."""
+    if math.isinf(values.min()):
+        return math.inf
+    return float(soft_minimum(values, softness))
 
 
 def _smallest(values, number):

@@ -2,6 +2,7 @@
 
 from wsjax.certifiers.at_radii import VotesAtRadii
 from wsjax.certifiers.base import Certifier
+from wsjax.certifiers.lipschitz import LipschitzScores
 from wsjax.certifiers.nearest import NearestNeighbours
 from wsjax.certifiers.pilot import PilotVotes
 from wsjax.certifiers.votes import FixedVotes
@@ -11,6 +12,7 @@ KINDS: dict[str, type[Certifier]] = {
     "votes": FixedVotes,
     "at_radii": VotesAtRadii,
     "pilot": PilotVotes,
+    "lipschitz": LipschitzScores,
     "nearest": NearestNeighbours,
 }
 

@@ -13,6 +13,7 @@ from flax import linen as nn
 
 from wsjax.models.conv import ConvSmall
 from wsjax.models.mlp import Mlp
+from wsjax.models.potentials import PotentialNet
 from wsjax.models.resnet import ResNet
 
 _RESNETS = {
@@ -23,7 +24,11 @@ _RESNETS = {
     "resnet50": {"stages": (3, 4, 6, 3), "bottleneck": True, "stem": "imagenet"},
 }
 
-_PLAIN: dict[str, Any] = {"conv_small": ConvSmall, "mlp": Mlp}
+_PLAIN: dict[str, Any] = {
+    "conv_small": ConvSmall,
+    "mlp": Mlp,
+    "potentials": PotentialNet,
+}
 
 NAMES = (*_PLAIN, *_RESNETS)
 
@@ -33,11 +38,12 @@ def create(name: str, num_classes: int, **options: Any) -> nn.Module:
 
     Args:
       name: "conv_small" (the paper's MNIST network), "mlp", "resnet18_cifar",
-        "resnet8_strided" (for a CPU),
+        "potentials" (1-Lipschitz in W), "resnet8_strided" (for a CPU),
         "resnet18" or "resnet50" (ImageNet stem).
       num_classes: number of logits.
       **options: fields of the module: `widths` and `hidden` of `ConvSmall`;
-        `widths` of `Mlp`;
+        `widths` of `Mlp`; `potentials`, `widths`, `group`, `ground_metric` and `spread`
+        of `PotentialNet`;
         `width`, `mean`, `std`, `stages` of `ResNet`.
 
     Returns:

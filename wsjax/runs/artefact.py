@@ -1,9 +1,10 @@
-"""A trained classifier and its noise in one file that holds no code.
+"""A trained classifier, with its noise if any, in one file that holds no code.
 
 `classifier.safetensors` has the arrays of the noise law (with the data statistics that
 its filter was made from), those of the classifier, and as text what they belong to and
 what they claim. Nothing of the claim is trusted: `kappa` is computed anew from the
-arrays, and a file whose claim says otherwise is refused.
+arrays, and a file whose claim says otherwise is refused. For a network that needs no
+noise it has whole numbers, whose slopes and norms are checked in exact arithmetic.
 """
 
 import json
@@ -18,12 +19,14 @@ from safetensors.numpy import save_file
 
 from wsjax import gaussian
 from wsjax.certificates import ProbabilityScores
+from wsjax.network import LipschitzNetwork, Rows
 from wsjax.noise import NoiseLaw
 from wsjax.smoothing import gaussian_scores
 from wsjax.training.checkpoints import CheckpointError, differences
 
 NAME = "classifier.safetensors"
 _FORMAT = "wsjax classifier 1"
+_NETWORK_FORMAT = "wsjax network 1"
 _LAWS = {
     law.__name__: law for law in (gaussian.ColouredGaussian, gaussian.GaussianView)
 }
@@ -80,6 +83,98 @@ def save(path: pathlib.Path, artefact: Artefact) -> None:
         ),
         "provenance": json.dumps(artefact.provenance),
     }
+    _write(path, arrays, text)
+
+
+def save_network(
+    path: pathlib.Path,
+    network: LipschitzNetwork,
+    description: dict[str, Any],
+    provenance: dict[str, Any],
+) -> None:
+    """Writes a network that needs no noise, whole or not at all.
+
+    Args:
+      path: to write; replaced if it exists.
+      network: its weights.
+      description: as in `Artefact`, as is
+      provenance: what tells of its training.
+
+    Raises:
+      OSError: the disk is full or cannot be written.
+    """
+    arrays = {"potentials": network.potentials, "offsets": network.offsets}
+    layers = (*network.hidden, network.last)
+    for number, rows in enumerate(layers):
+        arrays |= {f"rows_{number}": rows.units, f"bias_{number}": rows.bias}
+    claim = {
+        "exponent": network.exponent,
+        "exponents": [rows.exponent for rows in layers],
+        "group": network.group,
+        "ground_metric": network.ground_metric,
+    }
+    text = {
+        "format": _NETWORK_FORMAT,
+        "description": json.dumps(description),
+        "network": json.dumps(claim),
+        "provenance": json.dumps(provenance),
+    }
+    _write(path, {k: np.ascontiguousarray(v) for k, v in arrays.items()}, text)
+
+
+def load_network(
+    path: pathlib.Path, description: dict[str, Any] | None = None
+) -> LipschitzNetwork:
+    """Reads a network; what its certificates rest on is checked in exact arithmetic.
+
+    Args:
+      path: written by `save_network`.
+      description: what the caller's config describes; None for any.
+
+    Returns:
+      The `LipschitzNetwork`.
+
+    Raises:
+      CheckpointError: there is no such file, it is damaged or of another format, a
+        slope or row is larger than one, or it belongs to another model or data set;
+        the message says which.
+    """
+    path = pathlib.Path(path)
+    arrays, text = _read(path, _NETWORK_FORMAT)
+    try:
+        claim, about = json.loads(text["network"]), json.loads(text["description"])
+        *hidden, last = (
+            Rows(arrays[f"rows_{number}"], int(exponent), arrays[f"bias_{number}"])
+            for number, exponent in enumerate(claim["exponents"])
+        )
+        network = LipschitzNetwork(
+            arrays["potentials"],
+            int(claim["exponent"]),
+            arrays["offsets"],
+            tuple(hidden),
+            last,
+            group=int(claim["group"]),
+            ground_metric=claim["ground_metric"],
+        )
+        if not isinstance(about, dict):
+            raise ValueError("its description is no object")  # noqa: TRY004
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} is no network that certifies, or was changed ({error}) Do not "
+            f"use this file."
+        ) from error
+    _check_description(path, about, description)
+    return network
+
+
+def _check_description(path, stored, described):
+    if described is not None and (wrong := differences(stored, described)):
+        raise CheckpointError(
+            f"{path} is not the classifier this config describes: {'; '.join(wrong)}."
+        )
+
+
+def _write(path, arrays, text):
     temporary = pathlib.Path(path).with_suffix(".tmp")
     try:
         save_file(arrays, temporary, text)
@@ -87,6 +182,27 @@ def save(path: pathlib.Path, artefact: Artefact) -> None:
         temporary.unlink(missing_ok=True)
         raise OSError(f"{path} could not be written: {error}") from error
     os.replace(temporary, path)
+
+
+def _read(path, expected):
+    """Arrays and text of a file of a format."""
+    if not path.exists():
+        raise CheckpointError(
+            f"There is no {path}. train.py writes it when training is complete: run "
+            f"it to the end with this config and workdir, or name a released file "
+            f"with --config.model.checkpoint=FILE.safetensors."
+        )
+    try:
+        with safe_open(path, framework="numpy") as file:
+            text = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if text.get("format") != expected:
+            raise ValueError(f"its format is {text.get('format')!r}, not {expected!r}")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is no classifier of this program, or is damaged ({error})."
+        ) from error
+    return arrays, text
 
 
 def load(path: pathlib.Path, description: dict[str, Any]) -> Artefact:
@@ -104,10 +220,7 @@ def load(path: pathlib.Path, description: dict[str, Any]) -> Artefact:
         message says which.
     """
     stored = read(path)
-    if wrong := differences(stored.description, description):
-        raise CheckpointError(
-            f"{path} is not the classifier this config describes: {'; '.join(wrong)}."
-        )
+    _check_description(path, stored.description, description)
     return stored
 
 
@@ -125,18 +238,8 @@ def read(path: pathlib.Path) -> Artefact:
         it claims what its noise does not give; the message says which.
     """
     path = pathlib.Path(path)
-    if not path.exists():
-        raise CheckpointError(
-            f"There is no {path}. train.py writes it when training is complete: run "
-            f"it to the end with this config and workdir, or name a released file "
-            f"with --config.model.checkpoint=FILE.safetensors."
-        )
+    arrays, text = _read(path, _FORMAT)
     try:
-        with safe_open(path, framework="numpy") as file:
-            text = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if text.get("format") != _FORMAT:
-            raise ValueError(f"its format is {text.get('format')!r}, not {_FORMAT!r}")
         law = _LAWS[text["law"]](
             **{
                 name.removeprefix("noise/"): value

@@ -106,6 +106,20 @@ def chosen_targets(name: str, method: Method) -> tuple[str, ...]:
     return (name,)
 
 
+def only_plain(targets: tuple[str, ...]) -> tuple[str, ...]:
+    """Those for a network that certifies itself, and has no smoothed version.
+
+    Raises:
+      ValueError: only that was asked for.
+    """
+    if "base" not in targets:
+        raise ValueError(
+            "attack.target='smoothed' means nothing to a network that certifies "
+            "itself; use 'base'."
+        )
+    return ("base",)
+
+
 def recorded(config: configs.Config) -> dict[str, Any]:
     """The part of a resolved config that the rows of its attack depend on."""
     attack, method = config.plain("attack")["attack"], config.attack.method
@@ -251,15 +265,18 @@ def show_attacks(workdir: pathlib.Path, examples: Any, pictures: int) -> None:
     totals = {case.title: _aggregate(rows) for case, rows in attacked.items()}
     (workdir / "attack_summary.json").write_text(json.dumps(totals, indent=2) + "\n")
     entry = manifest.read(workdir)[f"attack {next(iter(attacked)).method}"]
-    metric = entry["config"]["smoothing"]["ground_metric"]
+    alone = "ground_metric" in entry.get("certifier", {})  # Certifies itself.
+    metric = (entry["certifier"] if alone else entry["config"]["smoothing"])[
+        "ground_metric"
+    ]
     certified = {}
     if (workdir / report.CERTIFICATES).exists():
         certified = {
             f"certified: {r.name}": r.curve for r in report.read_certified(workdir)
         }
         for case, rows in attacked.items():
-            if case.target == "smoothed":
-                _report_crossings(workdir, case, rows, metric)
+            if case.target == "smoothed" or alone:
+                _report_crossings(workdir, case, rows, metric, alone)
     plots.accuracy_curves(
         workdir / "attacks.png",
         certified,
@@ -273,54 +290,76 @@ def show_attacks(workdir: pathlib.Path, examples: Any, pictures: int) -> None:
     print(f"Rows, images, summary and figures: {workdir}")
 
 
-def crossings(attacked: Rows, certificates: Rows, metric: str) -> tuple[list[int], int]:
-    """Images that were fooled closer than their certified radius.
+class Gaps(NamedTuple):
+    """What attack and certificate say about the images that have both, `[M]` each.
+
+    Attributes:
+      indices: int, places in the data set.
+      radii: certified for the class that the image left.
+      distances: exact, to the verified adversarial image.
+    """
+
+    indices: np.ndarray
+    radii: np.ndarray
+    distances: np.ndarray
+
+    @property
+    def inside(self) -> list[int]:
+        """Images that were fooled closer than their certified radius."""
+        return self.indices[self.distances < self.radii].tolist()
+
+    @property
+    def ratios(self) -> np.ndarray:
+        """Of the attacked distance to the certified radius, where that is positive."""
+        certified = self.radii > 0
+        return self.distances[certified] / self.radii[certified]
+
+
+def gaps(attacked: Rows, certificates: Rows, metric: str) -> Gaps:
+    """Images with both a verified attack and a certificate of their own class.
 
     Args:
-      attacked: rows of attack.py on the smoothed classifier.
+      attacked: rows of attack.py on the certified classifier.
       certificates: rows of certify.py on the same classifier.
       metric: ground metric of the radii.
 
     Returns:
-      `(images, compared)`: positions of the images whose verified adversarial image
-      has an exact distance below the radius certified for the class it left, and the
-      number of images with both a verified attack and a certificate. A certificate
-      fails with probability alpha; more crossings than that are a mistake somewhere.
+      `Gaps`. A certificate from votes fails with probability alpha, and more images
+      inside than that are a mistake somewhere; of other certificates one is.
     """
-    radii = {
-        int(index): float(radius)
-        for index, predict, label, radius in zip(
-            certificates.ints("idx"),
-            certificates.ints("predict"),
-            certificates.ints("label"),
-            certificates.floats("radius"),
-        )
-        if predict == label
-    }
-    both = [
-        (int(index), float(distance))
-        for index, verified, distance in zip(
-            attacked.ints("idx"), attacked.ints("verified"), attacked.floats(metric)
-        )
-        if verified and int(index) in radii
-    ]
-    inside = [index for index, distance in both if distance < radii[index]]
-    return inside, len(both)
+    right = certificates.ints("predict") == certificates.ints("label")
+    radii = dict(
+        zip(certificates.ints("idx")[right], certificates.floats("radius")[right])
+    )
+    fooled = attacked.ints("verified") == 1
+    indices, distances = attacked.ints("idx")[fooled], attacked.floats(metric)[fooled]
+    both = np.array([index in radii for index in indices], bool)
+    indices, distances = indices[both], distances[both]
+    return Gaps(indices, np.array([radii[i] for i in indices], float), distances)
 
 
-def _report_crossings(workdir, case, rows, metric):
-    inside, compared = crossings(rows, read_rows(workdir / report.CERTIFICATES), metric)
+def _report_crossings(workdir, case, rows, metric, certain):
+    found = gaps(rows, read_rows(workdir / report.CERTIFICATES), metric)
+    inside, compared = found.inside, len(found.indices)
     if inside:
+        excuse = "Not one may be" if certain else "A share of alpha may be; more are not"
         print(
             f"WARNING: {len(inside)} of {compared} images were fooled by {case.method} "
-            f"inside their certified radius: {inside[:20]}. A share of alpha may be; "
-            f"more are not."
+            f"inside their certified radius: {inside[:20]}. {excuse}."
         )
     else:
         print(
             f"No success of {case.method} inside a certified radius ({compared} images "
             f"compared)."
         )
+    if len(found.ratios):
+        print(
+            f"Attacked distance over certified radius: median "
+            f"{np.median(found.ratios):.3g}, least {found.ratios.min():.3g}."
+        )
+    lines = ["idx\tradius\tdistance\n"]
+    lines += [f"{i}\t{r!r}\t{d!r}\n" for i, r, d in zip(*map(np.ndarray.tolist, found))]
+    (workdir / f"gaps_{case.method}_{case.target}.tsv").write_text("".join(lines))
 
 
 def _curve(rows, metric):

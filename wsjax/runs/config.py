@@ -90,7 +90,7 @@ class TrainBlock:
 
     noisy: bool = True  # False trains on clean images.
     share_noise: bool = False  # One draw per batch, as the paper's code does.
-    # Or "consistency", "smooth_adversarial", "flow_adversarial".
+    # Or "consistency", "smooth_adversarial", "flow_adversarial", "radius".
     objective: str = Objective.name
     copies: int = Objective.copies  # Noisy copies of each image in a batch.
     consistency: float = Objective.consistency  # Weight of the objective of that name.
@@ -102,7 +102,11 @@ class TrainBlock:
     ball_steps: int = Objective.ball_steps
     ball_inner_steps: int = Objective.ball_inner_steps
     ball_warmup: float = Objective.ball_warmup
+    # Of radius, in pixels x fraction of mass.
+    radius: float = Objective.radius
+    temperature: float = Objective.temperature
     noise_learning_rate: float = 0.0  # Peak, for learned noise; 0 keeps it.
+    potential_learning_rate: float = 0.0  # Peak, for potentials.
     augment: str = "none"  # "crop_flip" or "affine".
     optimizer: str = "sgd"
     learning_rate: float

@@ -24,7 +24,61 @@ from wsjax.training import learned_noise, objectives, optimizers, steps
 def make_model(block: ModelBlock, num_classes: int) -> Any:
     """The Flax module of a config's `model` block."""
     classes = block.num_classes or num_classes
-    return models.create(block.name, classes, unit=block.unit, **block.fields)
+    unit = {} if block.name == "potentials" else {"unit": block.unit}
+    return models.create(block.name, classes, **unit, **block.fields)
+
+
+def certifies_itself(module: Any) -> bool:
+    """Whether a network is Lipschitz by construction and needs no noise."""
+    return hasattr(module, "frozen")
+
+
+def check_purpose(module: Any, block: TrainBlock) -> None:
+    """Refuses an objective that is not for networks of this kind.
+
+    Raises:
+      ValueError: "radius" for a network whose logits are no scores, or noise, or another
+        objective, for one whose logits are.
+    """
+    lipschitz = certifies_itself(module)
+    if lipschitz and block.objective != "radius":
+        raise ValueError(
+            f"train.objective={block.objective!r} does not look at the Lipschitz "
+            f"constants of model.name='potentials'; use 'radius'."
+        )
+    if not lipschitz and block.objective == "radius":
+        raise ValueError(
+            "train.objective='radius' is for networks that are 1-Lipschitz in W; set "
+            "model.name='potentials', or use another objective."
+        )
+
+
+def make_start(module: Any, examples: Examples, seed: int) -> Callable | None:
+    """What changes fresh parameters of a module, or None; the images are read then.
+
+    Args:
+      module: from `make_model`.
+      examples: the training set.
+      seed: of the choice of images.
+    """
+    if not certifies_itself(module):
+        return None
+
+    def start(params):
+        if examples.data.arrays is None:
+            return params
+        images, labels = examples.data.arrays
+        return module.started(params, images, labels, seed)
+
+    return start
+
+
+def ground_metric(config: Config) -> str:
+    """That of the certificates: of a network that has one, or of the smoothing."""
+    own = config.model.fields.get("ground_metric") if "model" in vars(config) else None
+    if own is None and "model" in vars(config) and config.model.name == "potentials":
+        return models.PotentialNet.ground_metric
+    return own or config.smoothing.ground_metric
 
 
 def num_classes(config: Config, examples: Examples) -> int:
@@ -46,15 +100,20 @@ def description(config: Config, examples: Examples) -> dict[str, Any]:
 
 
 def make_optimizer(
-    block: TrainBlock, total_steps: int, learned_noise: bool = False
+    block: TrainBlock,
+    total_steps: int,
+    learned_noise: bool = False,
+    module: Any = None,
 ) -> Any:
-    """The Optax transformation of a config's `train` block."""
-    rate = block.noise_learning_rate if learned_noise else None
+    """The Optax transformation of a config's `train` block, for a module."""
+    lipschitz = certifies_itself(module)
     return pick(
         optimizers.make_optimizer,
         block,
         total_steps=total_steps,
-        noise_learning_rate=rate,
+        noise_learning_rate=block.noise_learning_rate if learned_noise else None,
+        potential_learning_rate=block.potential_learning_rate if lipschitz else None,
+        project=module.projected if lipschitz else None,
     )
 
 
@@ -89,7 +148,7 @@ def make_attack(config: Config) -> Any:
     attack = config.attack
     method = registry.get_method(attack.method)
     given = dict(attack.settings[attack.method])
-    given["ground_metric"] = given["ground_metric"] or config.smoothing.ground_metric
+    given["ground_metric"] = given["ground_metric"] or ground_metric(config)
     return method.settings(**given)
 
 
@@ -134,7 +193,7 @@ def trace_state(
     Raises:
       ValueError: settings of the model or of learned noise do not fit the images.
     """
-    optimizer = make_optimizer(block, 1, hasattr(noise, "prepare"))
+    optimizer = make_optimizer(block, 1, hasattr(noise, "law"), module)
     return jax.eval_shape(
         lambda key: steps.init_state(key, module, image_shape, optimizer, noise),
         jax.random.key(0),
@@ -223,6 +282,22 @@ def _check_unused(block, name):
         )
 
 
+def save_network(
+    workdir: pathlib.Path,
+    config: Config,
+    examples: Examples,
+    module: Any,
+    state: steps.TrainState,
+) -> None:
+    """Writes the network that certificates rest on; arguments as `save_artefact`."""
+    artefact.save_network(
+        workdir / artefact.NAME,
+        module.frozen(jax.device_get(state.params)),
+        description(config, examples),
+        _provenance(config, "model", "train"),
+    )
+
+
 def save_artefact(
     workdir: pathlib.Path,
     config: Config,
@@ -242,11 +317,6 @@ def save_artefact(
     law = noise.freeze(jax.device_get(state.noise))
     metric = config.smoothing.ground_metric
     scores = smoothing.gaussian_scores(law, law.image_shape, metric)
-    provenance = {
-        "config": config.plain("model", "smoothing", "train"),
-        "versions": manifest.versions(),
-        "devices": manifest.devices(),
-    }
     artefact.save(
         workdir / artefact.NAME,
         artefact.Artefact(
@@ -254,6 +324,14 @@ def save_artefact(
             jax.tree.map(np.asarray, state.variables),
             description(config, examples),
             scores,
-            provenance,
+            _provenance(config, "model", "smoothing", "train"),
         ),
     )
+
+
+def _provenance(config, *blocks):
+    return {
+        "config": config.plain(*blocks),
+        "versions": manifest.versions(),
+        "devices": manifest.devices(),
+    }

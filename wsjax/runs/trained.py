@@ -13,6 +13,7 @@ from wsjax import models, smoothing
 from wsjax.certifiers import registry
 from wsjax.certifiers.base import Certifier
 from wsjax.interop import torch_checkpoints
+from wsjax.network import LipschitzNetwork
 from wsjax.runs import artefact, experiment
 from wsjax.runs.config import Config
 from wsjax.runs.examples import Examples
@@ -95,6 +96,24 @@ def _from_artefact(config, workdir, examples, module):
     return Trained(models.classifier(module, stored.variables), smooth)
 
 
+def restore_network(
+    config: Config, workdir: pathlib.Path, examples: Examples
+) -> LipschitzNetwork:
+    """The network of a run directory or released file that needs no noise.
+
+    Arguments and errors as `restore`.
+    """
+    path = config.model.checkpoint or pathlib.Path(workdir) / artefact.NAME
+    described = experiment.description(config, examples)
+    return artefact.load_network(pathlib.Path(path), described)
+
+
+def certifies_itself(config: Config, examples: Examples) -> bool:
+    """Whether the config's model needs no noise."""
+    module = experiment.make_model(config.model, examples.num_classes)
+    return experiment.certifies_itself(module)
+
+
 class Run:
     """What certifiers are made of (`Certifier.from_run`): each part when asked for."""
 
@@ -120,6 +139,17 @@ class Run:
     def smoothing(self) -> smoothing.Smoothing:
         """Noise law and theorem."""
         return self._trained.smoothing
+
+    @property
+    def network(self) -> LipschitzNetwork:
+        """The network that needs no noise."""
+        config, examples = self._config, self._examples
+        if not certifies_itself(config, examples):
+            raise ValueError(
+                f"certify.method='lipschitz' needs a network that is 1-Lipschitz in W: "
+                f"model.name='potentials', not {config.model.name!r}."
+            )
+        return restore_network(config, self._workdir, examples)
 
     def training_set(self) -> Examples:
         """The training split."""

@@ -44,6 +44,7 @@ def train(
     checkpoint_every: int = 1,
     evaluate_every: int = 1,
     objective: Objective = CROSS_ENTROPY,
+    start: Callable[[Any], Any] | None = None,
 ) -> steps.TrainState:
     """Trains a base classifier in `workdir`, going on from a checkpoint found there.
 
@@ -63,6 +64,7 @@ def train(
       checkpoint_every: epochs between checkpoints; the last is always kept.
       evaluate_every: epochs between measurements on `test_data`.
       objective: loss and number of noisy copies per image.
+      start: fresh parameters of the module -> parameters to start from, or None.
 
     Returns:
       The final state.
@@ -85,11 +87,16 @@ def train(
     total_steps = num_epochs * feed.steps_per_epoch
     optimizer = make_optimizer(total_steps)
     key_init, key_train, key_eval = jax.random.split(key, 3)
+    checkpoints = Checkpoints(workdir)
     state = steps.init_state(
-        key_init, module, train_data.image_shape, optimizer, perturb
+        key_init,
+        module,
+        train_data.image_shape,
+        optimizer,
+        perturb,
+        start if checkpoints.latest_step is None else None,
     )
     state = _replicate(state)
-    checkpoints = Checkpoints(workdir)
     if checkpoints.latest_step is not None:
         state = checkpoints.restore(state)
         _log.info("Resuming at step %d of %d.", int(state.step), total_steps)
@@ -137,15 +144,18 @@ def train(
                 if last or (epoch + 1) % checkpoint_every == 0:
                     checkpoints.save(state)
                 if last or (epoch + 1) % evaluate_every == 0:
-                    accuracy = _noisy_accuracy(
+                    radii = _radii(
                         measure, state, jax.random.fold_in(key_eval, epoch), test_data
                     )
-                    metrics.write(
-                        step, {"epoch": epoch + 1, "noisy_accuracy": accuracy}
-                    )
-                    tqdm.write(
-                        f"epoch {epoch + 1}: test accuracy under noise {accuracy:.4f}"
-                    )
+                    found = {"noisy_accuracy": float(np.mean(radii > 0))}
+                    shown = f"test accuracy under noise {found['noisy_accuracy']:.4f}"
+                    if objective.name == "radius":
+                        found["median_radius"] = float(np.median(radii))
+                        shown += f", median radius {found['median_radius']:.4g}"
+                    if perturb is None:
+                        shown = shown.replace(" under noise", "")
+                    metrics.write(step, {"epoch": epoch + 1, **found})
+                    tqdm.write(f"epoch {epoch + 1}: {shown}")
     finally:
         bar.close()
         metrics.close()
@@ -171,16 +181,17 @@ def _check_positive(**numbers):
             raise ValueError(f"{name}={value} must be at least 1.")
 
 
-def _noisy_accuracy(measure, state, key, test_data, batch_size=500):
-    """Share of test images that are right on one noisy copy each."""
-    correct = []
+def _radii(measure, state, key, test_data, batch_size=500):
+    """`[N]` radii of the right answers on one noisy copy of each test image."""
+    radii = []
     for index, (images, labels, _) in enumerate(test_data.batches(batch_size)):
         missing = batch_size - len(labels)
-        # A label of -1 is never right: the last batch keeps the compiled shape.
+        # The last batch keeps the compiled shape.
         images = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)), mode="edge")
-        labels = np.pad(labels, (0, missing), constant_values=-1)
-        correct.append(measure(state, jax.random.fold_in(key, index), images, labels))
-    return float(np.sum(jax.device_get(correct)) / len(test_data))
+        labels = np.pad(labels, (0, missing), mode="edge")
+        found = measure(state, jax.random.fold_in(key, index), images, labels)
+        radii.append(found[: batch_size - missing])
+    return np.concatenate(jax.device_get(radii))
 
 
 def check_settings(

@@ -1,11 +1,12 @@
 """What a base classifier is trained for: losses on several noisy copies per image.
 
 A certificate asks for votes that agree, not only for the right answer on one copy.
-The objectives here ask for that in different ways. All but the last act after
+The objectives here ask for that in different ways. The first three act after
 whitening, where every Gaussian law of this package is plain Gaussian noise and the
 adversary's ball is round; `docs/noise.md` has them measured against each other at equal
-compute. The last, "flow_adversarial", moves the images themselves within a Wasserstein
-ball, and works without noise.
+compute. "flow_adversarial" moves the images themselves within a Wasserstein
+ball, and works without noise. "radius" is for networks that are 1-Lipschitz in W, whose
+logits are scores: it asks for leads that certify a radius.
 """
 
 import dataclasses
@@ -15,7 +16,13 @@ import numbers
 import jax
 import jax.numpy as jnp
 
-NAMES = ("cross_entropy", "consistency", "smooth_adversarial", "flow_adversarial")
+NAMES = (
+    "cross_entropy",
+    "consistency",
+    "smooth_adversarial",
+    "flow_adversarial",
+    "radius",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +34,8 @@ class Objective:
         divergence of each copy's answer from their mean; "smooth_adversarial", the
         cross-entropy after one gradient step against the averaged answer;
         "flow_adversarial", the cross-entropy at images moved against that answer
-        (`adversarial.ball_ascent`).
+        (`adversarial.ball_ascent`); "radius", the cross-entropy of how far the radius
+        that the lead over each class certifies is beyond the one that is aimed at.
       copies: noisy copies of each image of a batch.
       consistency: weight of the divergence.
       attack_radius: length of the adversarial step, in standard deviations of the
@@ -38,6 +46,9 @@ class Objective:
       ball_inner_steps: iterations of the projection after each.
       ball_warmup: fraction of all updates over which the radius grows to that.
       ground_metric: "l1" or "l2": of that distance.
+      radius: what "radius" aims at, in pixels x fraction of mass.
+      temperature: of its cross-entropy, in the same unit: a small one looks at the
+        leads just about the radius only.
     """
 
     name: str = "cross_entropy"
@@ -49,6 +60,8 @@ class Objective:
     ball_inner_steps: int = 5
     ball_warmup: float = 0.3
     ground_metric: str = "l2"
+    radius: float = 0.0
+    temperature: float = 0.0
 
     def __post_init__(self):
         if self.name not in NAMES:
@@ -60,7 +73,13 @@ class Objective:
                 f'train.objective="consistency" compares copies: train.copies='
                 f"{self.copies} must be at least 2."
             )
-        for field in ("consistency", "attack_radius", "ball_radius"):
+        for field in (
+            "consistency",
+            "attack_radius",
+            "ball_radius",
+            "radius",
+            "temperature",
+        ):
             value = getattr(self, field)
             if not (isinstance(value, numbers.Real) and 0 <= float(value) < math.inf):
                 raise ValueError(f"train.{field}={value!r} is negative or not finite.")
@@ -80,6 +99,14 @@ class Objective:
                 f'train.objective="flow_adversarial" moves images within '
                 f"train.ball_radius={self.ball_radius!r}, which must be positive: "
                 f"pixels x fraction of mass, e.g. 0.3 for MNIST."
+            )
+
+        if self.name == "radius" and not (self.radius > 0 and self.temperature > 0):
+            raise ValueError(
+                f'train.objective="radius" needs train.radius={self.radius!r} and '
+                f"train.temperature={self.temperature!r} above zero, both in pixels x "
+                f"fraction of mass: 0.2 and 0.025 for MNIST, 0.005 and 0.0025 for "
+                f"CIFAR-10."
             )
 
     @property
@@ -104,12 +131,19 @@ class Objective:
             return self.ball_radius
         return self.ball_radius * jnp.minimum((step + 1) / growing, 1)
 
-    def loss(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
+    def loss(
+        self,
+        logits: jax.Array,
+        labels: jax.Array,
+        constants: jax.Array | float = 2.0,
+    ) -> jax.Array:
         """Mean loss of a batch.
 
         Args:
           logits: `[copies, B, K]`.
           labels: `[B]` int.
+          constants: Lipschitz constants of the differences of logits that are scores,
+            `[K, K]`, or one for all; "radius" looks at them.
 
         Returns:
           Scalar.
@@ -117,6 +151,11 @@ class Objective:
         Source: consistency: Jeong & Shin 2020 (NeurIPS), the divergence
         KL(mean || copy) plus half of the mean's entropy.
         """
+        if self.name == "radius":
+            # Of each class, by how much its radius falls short. The label has none.
+            short = (self.radius - radii(logits, labels, constants)) / self.temperature
+            own = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
+            logits = jnp.where(own, 0.0, short)
         logs = jax.nn.log_softmax(logits)
         own = jnp.take_along_axis(logs, labels[None, :, None], axis=-1)
         loss = -own.mean()
@@ -155,6 +194,27 @@ class Objective:
 
 
 CROSS_ENTROPY = Objective()
+
+
+def radii(
+    scores: jax.Array, labels: jax.Array, constants: jax.Array | float = 2.0
+) -> jax.Array:
+    """What leads over each class certify, negative for those that are behind.
+
+    Args:
+      scores: `[..., B, K]`.
+      labels: `[B]` int.
+      constants: as in `Objective.loss`.
+
+    Returns:
+      `[..., B, K]`; infinite for the labels themselves.
+    """
+    classes = scores.shape[-1]
+    own = jax.nn.one_hot(labels, classes, dtype=bool)
+    lead = jnp.sum(jnp.where(own, scores, 0.0), -1, keepdims=True) - scores
+    # Where rows are equal their scores differ by a constant: never zero, whatever it is.
+    constants = jnp.maximum(jnp.broadcast_to(constants, (classes, classes)), 1e-3)
+    return jnp.where(own, jnp.inf, lead / constants[labels])
 
 
 def averaged_logits(logits: jax.Array) -> jax.Array:

@@ -1,5 +1,8 @@
 """Optimizers and learning-rate schedules, built from the `train` block of a config."""
 
+from collections.abc import Callable
+from typing import Any
+
 import optax
 
 SCHEDULES = ("constant", "cosine", "one_cycle")
@@ -15,6 +18,8 @@ def make_optimizer(
     weight_decay: float = 0.0,
     schedule: str = "constant",
     noise_learning_rate: float | None = None,
+    potential_learning_rate: float | None = None,
+    project: Callable[[Any], Any] | None = None,
 ) -> optax.GradientTransformation:
     """Builds an optimizer with its schedule.
 
@@ -31,6 +36,9 @@ def make_optimizer(
       noise_learning_rate: peak for the parameters of learned noise, by Adam without
         decay on the same schedule; 0 leaves them as they are; None where there are
         none.
+      potential_learning_rate: peak for parameters "potentials" and "offsets"; None
+        where there are none.
+      project: applied to the model's parameters after each update, or None.
 
     Returns:
       An Optax transformation; of `{"model": ..., "noise": ...}` with a
@@ -45,15 +53,28 @@ def make_optimizer(
         raise ValueError(f"weight_decay={weight_decay!r} is negative.")
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule={schedule!r} is not one of {SCHEDULES}.")
-    rate = _rate(schedule, learning_rate, total_steps)
-    if optimizer == "sgd":
-        model = optax.chain(
-            optax.add_decayed_weights(weight_decay), optax.sgd(rate, momentum)
-        )
-    elif optimizer == "adam":
-        model = optax.adamw(rate, weight_decay=weight_decay)
-    else:
+
+    def at(peak):
+        rate = _rate(schedule, peak, total_steps)
+        if optimizer == "sgd":
+            return optax.chain(
+                optax.add_decayed_weights(weight_decay), optax.sgd(rate, momentum)
+            )
+        return optax.adamw(rate, weight_decay=weight_decay)
+
+    if optimizer not in OPTIMIZERS:
         raise ValueError(f"optimizer={optimizer!r} is not one of {OPTIMIZERS}.")
+    model = at(learning_rate)
+    if potential_learning_rate is not None:
+        if not potential_learning_rate > 0:
+            raise ValueError(
+                f"potential_learning_rate={potential_learning_rate!r} is not positive."
+            )
+        model = optax.partition(
+            {"potentials": at(potential_learning_rate), "other": model}, _kinds
+        )
+    if project is not None:
+        model = projected(model, project)
     if noise_learning_rate is None:
         return model
     if not noise_learning_rate >= 0:
@@ -63,6 +84,32 @@ def make_optimizer(
         noise = optax.adam(_rate(schedule, noise_learning_rate, total_steps))
     parts = {"model": "model", "noise": "noise"}
     return optax.partition({"model": model, "noise": noise}, parts)
+
+
+def projected(
+    optimizer: optax.GradientTransformation, project: Callable[[Any], Any]
+) -> optax.GradientTransformation:
+    """An optimizer whose updates end where `project` takes them.
+
+    Args:
+      optimizer: of parameters.
+      project: parameters -> parameters.
+
+    Returns:
+      The transformation; parameters have to be passed to its `update`.
+    """
+
+    def update(gradients, state, params=None):
+        changes, state = optimizer.update(gradients, state, params)
+        after = project(optax.apply_updates(params, changes))
+        return optax.tree.sub(after, params), state
+
+    return optax.GradientTransformation(optimizer.init, update)
+
+
+def _kinds(params):
+    own = ("potentials", "offsets")
+    return {name: "potentials" if name in own else "other" for name in params}
 
 
 def _rate(schedule, peak, total_steps):

@@ -10,7 +10,12 @@ from flax import linen as nn
 
 from wsjax.training.adversarial import ball_ascent
 from wsjax.training.learned_noise import FixedNoise
-from wsjax.training.objectives import CROSS_ENTROPY, Objective, averaged_logits
+from wsjax.training.objectives import (
+    CROSS_ENTROPY,
+    Objective,
+    averaged_logits,
+    radii,
+)
 
 
 class TrainState(NamedTuple):
@@ -44,11 +49,15 @@ def init_state(
     image_shape: tuple[int, int, int],
     optimizer: optax.GradientTransformation,
     noise: Any = None,
+    start: Callable[[Any], Any] | None = None,
 ) -> TrainState:
-    """Fresh parameters of a classifier and of learned noise; uses up `key`."""
+    """Fresh parameters of a classifier and of learned noise; uses up `key`.
+
+    `start` may change those of the classifier.
+    """
     images = jnp.zeros((1, *image_shape), jnp.float32)
     variables = jax.jit(module.init)(key, images)
-    params = variables["params"]
+    params = variables["params"] if start is None else start(variables["params"])
     noise_params = as_noise(noise).init()
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -201,7 +210,8 @@ def make_train_step(
                 )(jnp.zeros((len(labels), *draw.shape), draw.dtype))
                 shift = jax.lax.stop_gradient(objective.adversarial_step(against))
             logits, updates = logits_of(images, learned, law, shift)
-            return objective.loss(logits, labels), (logits, updates)
+            constants = constants_of(module, {"params": learned["model"]})
+            return objective.loss(logits, labels, constants), (logits, updates)
 
         grads = jax.value_and_grad(loss_of, has_aux=True)
         (loss, (logits, updates)), gradient = grads(learned)
@@ -248,13 +258,24 @@ def check_objective(objective: Objective, noise: Any) -> None:
 def make_eval_step(
     module: nn.Module, perturb: Perturb | Any | None, *, scale: float
 ) -> Callable:
-    """Builds `(state, key, images, labels) -> number correct on one noisy copy each`."""
+    """Builds `(state, key, images, labels) -> radii [B]`, on one noisy copy each.
+
+    They are positive where the answer is right; of scores, what the lead certifies.
+    """
     noise = as_noise(perturb)
 
     def step(state, key, images, labels):
         images = images.astype(jnp.float32) / scale
         images = perturb_batch(key, images, noise.law(state.noise), False)
         logits: Any = module.apply(state.variables, images, train=False)
-        return jnp.sum(jnp.argmax(logits, -1) == labels)
+        constants = constants_of(module, state.variables)
+        return radii(logits, labels, constants).min(-1)
 
     return jax.jit(step)
+
+
+def constants_of(module: nn.Module, variables: Any) -> jax.Array | float:
+    """Lipschitz constants of differences of logits, of modules that know theirs."""
+    if not hasattr(module, "constants"):
+        return 2.0
+    return jnp.asarray(module.apply(variables, method="constants"))
