@@ -236,11 +236,14 @@ def run(script, *arguments, prelude=""):
 
 # Imports once, then runs one group of processes after another, forked off.
 _FORKS = f"""
-import json, os, runpy, signal, sys, time
+import gc, json, os, runpy, signal, sys, time
 import sklearn.datasets
 import wsjax.runs.attack_report, wsjax.runs.cluster, wsjax.runs.trained
 import wsjax.training.loop
 
+# Else each collection copies all of it in each process, and so does the end.
+gc.collect()
+gc.freeze()
 for line in sys.stdin:
     started = {{}}
     for argv, prelude, devices, *paths in json.loads(line):
