@@ -199,15 +199,10 @@ class _Problem:
         self.max_iterations, self.tolerance = max_iterations, tolerance
 
     def solve(self, plan_at, highest, start):
-        """Finds the price at which a plan spends the budget.
+        """The `Coupling` at the price, from `start` on, that spends the budget.
 
-        Args:
-          plan_at: price to `(plan [k * k, L], slope)`, the slope that of what is spent.
-          highest: a price at which less than the budget is spent.
-          start: where to begin.
-
-        Returns:
-          `Coupling`.
+        `plan_at` makes of a price a plan `[k * k, L]` and the slope of what it spends,
+        which at the price `highest` is less than the budget.
         """
 
         def spent(plan):
