@@ -179,16 +179,7 @@ class Index:
     def check(
         self, neighbours: int, softness: float, num_classes: int | None = None
     ) -> None:
-        """Refuses settings that `scores` would refuse.
-
-        Args:
-          neighbours: as in `scores`, as are the others.
-          softness: see there.
-          num_classes: see there.
-
-        Raises:
-          ValueError: one of them is outside its range.
-        """
+        """Raises ValueError for settings that `scores` would refuse."""
         if num_classes is not None and num_classes <= self.labels.max():
             raise ValueError(
                 f"num_classes={num_classes}, but there is a label {self.labels.max()}; "

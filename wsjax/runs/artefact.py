@@ -137,13 +137,7 @@ def read(path: pathlib.Path) -> Artefact:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if text.get("format") != _FORMAT:
             raise ValueError(f"its format is {text.get('format')!r}, not {_FORMAT!r}")
-        law = _LAWS[text["law"]](
-            **{
-                name.removeprefix("noise/"): value
-                for name, value in arrays.items()
-                if name.startswith("noise/")
-            }
-        )
+        law = _LAWS[text["law"]](**_below("noise/", arrays))
         about, claim, provenance = (
             json.loads(text[key]) for key in ("description", "claim", "provenance")
         )
@@ -163,12 +157,11 @@ def read(path: pathlib.Path) -> Artefact:
             f"{path} claims kappa={claimed!r} ({metric}), but its noise gives {found!r}. "
             f"One of the two was changed after training; do not use this file."
         )
-    nested = traverse_util.unflatten_dict(
-        {
-            name.removeprefix("variables/"): value
-            for name, value in arrays.items()
-            if name.startswith("variables/")
-        },
-        sep="/",
-    )
+    nested = traverse_util.unflatten_dict(_below("variables/", arrays), sep="/")
     return Artefact(law, nested, about, scores, provenance)
+
+
+def _below(prefix, arrays):
+    """Those whose names begin so, by the rest of their names."""
+    found = {name: value for name, value in arrays.items() if name.startswith(prefix)}
+    return {name.removeprefix(prefix): value for name, value in found.items()}

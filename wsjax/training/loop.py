@@ -165,12 +165,6 @@ def _finite(step, values):
     return values
 
 
-def _check_positive(**numbers):
-    for name, value in numbers.items():
-        if value < 1:
-            raise ValueError(f"{name}={value} must be at least 1.")
-
-
 def _noisy_accuracy(measure, state, key, test_data, batch_size=500):
     """Share of test images that are right on one noisy copy each."""
     correct = []
@@ -204,12 +198,14 @@ def check_settings(
       ValueError: a number is not positive, or a batch fits neither the training set
         nor the devices.
     """
-    _check_positive(
-        batch_size=batch_size,
-        num_epochs=num_epochs,
-        checkpoint_every=checkpoint_every,
-        evaluate_every=evaluate_every,
-    )
+    for name, value in (
+        ("batch_size", batch_size),
+        ("num_epochs", num_epochs),
+        ("checkpoint_every", checkpoint_every),
+        ("evaluate_every", evaluate_every),
+    ):
+        if value < 1:
+            raise ValueError(f"{name}={value} must be at least 1.")
     if batch_size > len(train_data):
         raise ValueError(
             f"batch_size={batch_size} is more than the {len(train_data)} "
