@@ -18,8 +18,8 @@ PACKAGE = ROOT / "wsjax"
 LAYERS = (
     ("_version", "metrics", "flow", "images", "confidence", "fast_random", "scores"),
     ("votes", "spectrum", "sequential", "transport", "noise", "certificates"),
-    ("gaussian", "fast_transport", "nearest"),
-    ("smoothing",),
+    ("gaussian", "fast_transport", "nearest", "potentials", "lipschitz"),
+    ("smoothing", "network"),
     ("certifiers",),
     ("evaluation",),
     # Here the core ends: what is below needs jax, numpy and scipy alone.

@@ -119,6 +119,40 @@ def exact_flow(
     return _flow(_excess(a, b, mass_tolerance))
 
 
+def exact_potential(
+    a: ArrayLike, b: ArrayLike, ground_metric: str, *, mass_tolerance: float = 1e-6
+) -> np.ndarray:
+    """A Kantorovich potential: what an optimal plan moves mass down along.
+
+    Args:
+      a: image, as in `exact_distance`.
+      b: image, likewise.
+      ground_metric: "l1" or "l2".
+      mass_tolerance: see there.
+
+    Returns:
+      `[H, W, C]` float64 u with `|u(p) - u(q)| <= d(p, q)` for all pixels of a channel
+      and `<u, a - b>` the distance from a to b, for images of mass one.
+
+    Raises:
+      ValueError: as `exact_distance`.
+    """
+    excess = _excess(a, b, mass_tolerance)
+    check_ground_metric(ground_metric)
+    potential = np.zeros(excess.shape)
+    pixels = np.argwhere(np.ones(excess.shape[:2]))
+    for channel in range(excess.shape[2]):
+        give, take, source, target = _sides(excess[:, :, channel])
+        if len(give):
+            cost = pixel_distance(source[:, None] - target, ground_metric)
+            prices = _cheapest(np.float64(cost), give, take)[2][len(give) :]
+            # What is furthest from being undercut: a minimum of functions of slope one.
+            ways = pixel_distance(pixels[:, None] - target, ground_metric)
+            lowest = (ways - prices).min(1)
+            potential[:, :, channel] = lowest.reshape(excess.shape[:2])
+    return potential
+
+
 def _excess(a, b, mass_tolerance):
     """Checks two images; mass of `a` minus mass of `b`, as fractions, float64."""
     a, b = (np.asarray(image, np.float64) for image in (a, b))
@@ -171,15 +205,22 @@ def _bounds(excess, ground_metric):
     bounds = np.zeros(2)
     for channel in range(excess.shape[2]):
         surplus = excess[:, :, channel]
-        moved = np.abs(surplus).sum() / 2
-        if moved > _SAME:
-            source, target = np.argwhere(surplus > 0), np.argwhere(surplus < 0)
+        give, take, source, target = _sides(surplus)
+        if len(give):
             cost = pixel_distance(source[:, None] - target, ground_metric)
-            give, take = surplus[surplus > 0], -surplus[surplus < 0]
-            # Where hardly anything moves, their sums differ by more than rounding.
-            give, take = give / give.sum(), take / take.sum()
-            bounds += np.multiply(moved, _cheapest(np.float64(cost), give, take))
+            lower, upper, _ = _cheapest(np.float64(cost), give, take)
+            bounds += np.abs(surplus).sum() / 2 * np.array([lower, upper])
     return float(bounds[0]), float(bounds[1])
+
+
+def _sides(surplus):
+    """Who gives and who takes, of mass one each, and where; nobody if all is level."""
+    source, target = np.argwhere(surplus > 0), np.argwhere(surplus < 0)
+    give, take = surplus[surplus > 0], -surplus[surplus < 0]
+    if np.abs(surplus).sum() / 2 <= _SAME:
+        return give[:0], take[:0], source[:0], target[:0]
+    # Where hardly anything moves, their sums differ by more than rounding.
+    return give / give.sum(), take / take.sum(), source, target
 
 
 def _cheapest_flow(surplus):
@@ -212,9 +253,9 @@ def _cheapest_flow(surplus):
 
 
 def _cheapest(cost, give, take):
-    """Bounds on the least `cost` `[n, m]` of a transport from `give` to `take`.
+    """Bounds on the least `cost` `[n, m]` of a transport, and prices that prove them.
 
-    Both have mass one, `[n]` and `[m]`.
+    From `give` to `take`, of mass one, `[n]` and `[m]`; prices are `[n + m]`.
     """
     bounds = _by_network_simplex(cost, give, take)
     return _by_column_generation(cost, give, take) if bounds is None else bounds
@@ -230,7 +271,7 @@ def _proved(cost, give, take, i, j, mass, prices):
     left = np.bincount(i, mass, len(give)) - give
     arrived = np.bincount(j, mass, len(take)) - take
     misplaced = np.abs(left).sum() + np.abs(arrived).sum()
-    return lower, mass @ cost[i, j] + misplaced * cost.max()
+    return lower, mass @ cost[i, j] + misplaced * cost.max(), prices
 
 
 def _by_network_simplex(cost, give, take):
@@ -244,8 +285,8 @@ def _by_network_simplex(cost, give, take):
         plan, log = emd(give, take, cost, numItermax=10_000_000, log=True)
     i, j = np.nonzero(plan > 0)
     prices = np.r_[log["u"], log["v"]]
-    lower, upper = _proved(cost, give, take, i, j, plan[i, j], prices)
-    return (lower, upper) if upper - lower <= OPTIMAL * cost.max() else None
+    found = _proved(cost, give, take, i, j, plan[i, j], prices)
+    return found if found[1] - found[0] <= OPTIMAL * cost.max() else None
 
 
 @functools.cache

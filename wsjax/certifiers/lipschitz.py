@@ -1,0 +1,145 @@
+"""Certificates without votes: the lead of a network that is 1-Lipschitz in W.
+
+Theorem and proof are at the heads of `wsjax.scores` and `wsjax.network`. One forward pass
+an image, nothing drawn, no probability of error.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, ClassVar, NamedTuple, Self
+
+import jax
+import numpy as np
+
+from wsjax import scores
+from wsjax.certifiers import base
+from wsjax.certifiers.base import Certificate, Outcomes, Prediction
+from wsjax.images import check_image
+from wsjax.network import LipschitzNetwork
+
+
+class LipschitzEvidence(NamedTuple):
+    """What the bounds of a certificate were made of.
+
+    Attributes:
+      rival: the class that limits the radius.
+    """
+
+    rival: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LipschitzScores(base.Certifier):
+    """The largest score of a `network.LipschitzNetwork`, and half of its lead.
+
+    Holds for certain, also for the answers as they are computed: what these may be off
+    by, at either image, is taken from every lead.
+
+    Attributes:
+      network: the weights.
+    """
+
+    network: LipschitzNetwork
+
+    columns: ClassVar[Mapping[str, str]] = {"rival": "int"}
+
+    # So that any config may be certified this way: there are no votes.
+    ignores: ClassVar[tuple[str, ...]] = (
+        *("n0", "n", "alpha", "use_runner_up"),
+        *("block_size", "backend", "groups"),
+    )
+
+    def certify_each(
+        self, images: Iterable[Any], keys: Iterable[jax.Array] | None = None
+    ) -> Iterator[Certificate]:
+        """See `Certifier.certify_each`; keys are not used.
+
+        Raises:
+          ValueError: as `Certifier.certify`, or `network.LipschitzNetwork.scores`.
+        """
+        del keys
+        # At this image and at the one that it is moved to.
+        off = 2 * self.network.precision
+        # Of scores whose difference is always the same, the radius is finite still.
+        constants = np.maximum(self.network.constants, 2.0**-30)
+        for found in self._scores(images):
+            decision = scores.decide(
+                found - off, found + off, int(found.argmax()), constants
+            )
+            others = found.copy()
+            others[decision.selected] = -np.inf
+            rival = int(np.flatnonzero(others + off == decision.upper)[0])
+            yield Certificate(*decision, LipschitzEvidence(rival))
+
+    def predict_each(
+        self, images: Iterable[Any], keys: Iterable[jax.Array] | None = None
+    ) -> Iterator[Prediction]:
+        """See `Certifier.predict_each`: the class of the largest score."""
+        del keys
+        for found in self._scores(images):
+            yield Prediction(int(found.argmax()))
+
+    def _scores(self, images):
+        """Yields the scores of one image after another."""
+        images = iter(images)
+        bad: list[ValueError] = []
+
+        def good():
+            for image in images:
+                try:
+                    check_image(image)
+                except ValueError as error:
+                    bad.append(error)
+                    return
+                yield np.asarray(image)
+
+        checked = good()
+        # Together while their shapes are the same, which `scores` then looks at.
+        while batch := list(itertools.islice(checked, self.batch)):
+            shapes = [image.shape == self.network.image_shape for image in batch]
+            first_bad = shapes.index(False) if False in shapes else len(batch)
+            if first_bad:
+                yield from self.network.scores(np.stack(batch[:first_bad]))
+            if first_bad < len(batch):
+                self.network.scores(batch[first_bad][None])
+        if bad:
+            raise bad[0]
+
+    @property
+    def batch(self) -> int:
+        """Images of one product of matrices."""
+        return 250
+
+    def held(self) -> Any:
+        """The weights, and what they are multiples of."""
+        network = self.network
+        return (
+            network.potentials,
+            network.exponent,
+            network.offsets,
+            network.hidden,
+            network.last,
+            network.group,
+        )
+
+    @classmethod
+    def settings(cls) -> dict[str, Any]:
+        return {}
+
+    @classmethod
+    def from_run(cls, run: Any, **settings: Any) -> Self:
+        """See `Certifier.from_run`."""
+        return cls(run.network, **settings)
+
+    def recorded(self) -> dict[str, Any]:
+        return {"kind": "lipschitz", "ground_metric": self.network.ground_metric}
+
+    def cells(self, certificate: Certificate) -> dict[str, Any]:
+        return certificate.evidence._asdict()
+
+    @classmethod
+    def outcomes(
+        cls, rows: Mapping[str, np.ndarray], recorded: Mapping[str, Any]
+    ) -> list[Outcomes]:
+        return [Outcomes("", rows["predict"], rows["radius"], rows["selected"])]

@@ -1,0 +1,253 @@
+"""A network that is 1-Lipschitz in W to the last bit: whole numbers, and float64.
+
+Potentials, then sorting and dense layers in turn (`lipschitz`), then a last dense layer
+whose outputs are scores. What the theorem needs of the weights (slopes, L1 norms) is a
+statement about whole numbers and is checked as such, so it holds for the function that
+the weights define in real arithmetic. What is computed is that function in float64, with
+a bound on how far off it can be, for any image: `LipschitzNetwork.precision`.
+
+**Rounding.** Let u = 2^-53 and gamma(n) = n u / (1 - n u). A sum of n products is off by at
+most gamma(n) times the sum of their sizes, in any order and with or without fused
+operations (Higham 2002, section 3.1). Images are first scaled by a power of two, which
+is exact. So with J potentials of size at most S and P pixels, `<u, image> / mass` is off
+by at most gamma(2 P + 2) S; a layer with rows of L1 norm at most one, n inputs of size at
+most X and biases of size at most B hands on what its inputs are off by, and adds
+gamma(n + 1) (X + B). Sorting adds nothing. All of it is doubled, to pay for the arithmetic
+of the bound itself and for pixels so small that they underflow.
+
+Two scores at two images are looked at, so a lead that exceeds four times the precision
+is one that the program shows at the other image too.
+"""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wsjax import lipschitz, metrics, potentials
+
+# Scores have a precision of 1e-11 or so for images of thousands of pixels; with more terms
+# than this the analysis, though valid, would not have been looked at.
+_MOST_TERMS = 2**30
+_UNIT = 2.0**-53
+
+
+class Rows(NamedTuple):
+    """A dense layer of whole numbers.
+
+    Attributes:
+      units: `[E, D]` int32, in units of `2**-exponent`; a row's sizes add up to at most
+        `2**exponent`.
+      exponent: 0 to 30.
+      bias: `[E]` float64.
+    """
+
+    units: np.ndarray
+    exponent: int
+    bias: np.ndarray
+
+    @property
+    def weights(self) -> np.ndarray:
+        """`[E, D]` float64, exact."""
+        return np.ldexp(self.units.astype(np.float64), -self.exponent)
+
+
+def quantised_rows(rows: np.ndarray, bias: np.ndarray, exponent: int = 24) -> Rows:
+    """A layer of whole numbers near given rows: divided by norms above one, cut off.
+
+    Args:
+      rows: `[E, D]` numbers.
+      bias: `[E]`.
+      exponent: see `Rows`.
+
+    Returns:
+      `Rows`.
+    """
+    rows = np.asarray(rows, np.float64)
+    norms = np.maximum(np.abs(rows).sum(1, keepdims=True), 1.0) * (1.0 + 2.0**-40)
+    units = np.trunc(rows / norms * 2.0**exponent).astype(np.int32)
+    return Rows(units, exponent, np.asarray(bias, np.float64))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LipschitzNetwork:
+    """Weights of a network that certifies by the lead of its scores.
+
+    Checked in exact arithmetic when it is made: see `potentials.check_quantised` and
+    `Rows`.
+
+    Attributes:
+      potentials: `[J, H, W, C]` of a signed integer dtype, in units of `2**-exponent`
+        pixels.
+      exponent: 0 to 24.
+      offsets: `[J]` float64, added to what potentials measure.
+      hidden: layers after the potentials, each between two sortings.
+      last: `[K, D]`, the layer that makes scores.
+      group: numbers that are sorted together.
+      ground_metric: "l1" or "l2", that the slopes of potentials are bounded in.
+    """
+
+    potentials: np.ndarray
+    exponent: int
+    offsets: np.ndarray
+    hidden: tuple[Rows, ...]
+    last: Rows
+    _: dataclasses.KW_ONLY
+    group: int
+    ground_metric: str
+
+    def __post_init__(self):
+        metrics.check_ground_metric(self.ground_metric)
+        potentials.check_quantised(self.potentials, self.exponent, self.ground_metric)
+        width = len(self.potentials)
+        _check_bias("offsets", self.offsets, width)
+        for number, rows in enumerate((*self.hidden, self.last)):
+            name = "the last layer" if rows is self.last else f"hidden layer {number}"
+            _check_rows(name, rows, width)
+            if self.group < 1 or width % self.group:
+                raise ValueError(
+                    f"{width} numbers before {name} do not divide into groups of "
+                    f"{self.group}."
+                )
+            width = len(rows.units)
+        if width < 2:
+            raise ValueError(f"The last layer has scores of {width} classes, not two.")
+        if self.potentials[0].size * 2 + 2 > _MOST_TERMS:
+            raise ValueError(f"Images of {self.image_shape} have too many pixels.")
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """`(H, W, C)`."""
+        return self.potentials.shape[1:]
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.last.units)
+
+    @property
+    def constants(self) -> np.ndarray:
+        """`[K, K]` float64 Lipschitz constants of the differences of scores, exact."""
+        units = self.last.units.astype(np.int64)
+        found = lipschitz.pairwise_constants(units)
+        return np.ldexp(found.astype(np.float64), -self.last.exponent)
+
+    @property
+    def precision(self) -> float:
+        """How far a computed score can be from the true one; see the head of this file."""
+        size = float(
+            np.ldexp(np.abs(self.potentials.astype(np.int64)).max(), -self.exponent)
+        )
+        terms = 2 * self.potentials[0].size + 2
+        off = _gamma(terms) * size + _UNIT * (size + _largest(self.offsets))
+        size += _largest(self.offsets)
+        for rows in (*self.hidden, self.last):
+            size += _largest(rows.bias)
+            off += _gamma(rows.units.shape[1] + 1) * size
+        return 2.0 * off
+
+    def scores(self, images: np.ndarray) -> np.ndarray:
+        """Scores of images, each off by at most `precision`.
+
+        Args:
+          images: `[N, H, W, C]` float32 or float64, as `images.check_image` has them.
+
+        Returns:
+          `[N, K]` float64.
+
+        Raises:
+          ValueError: images of another shape.
+        """
+        images = np.asarray(images)
+        if images.shape[1:] != self.image_shape:
+            raise ValueError(
+                f"Images have shape {images.shape[1:]}, the network reads "
+                f"{self.image_shape}."
+            )
+        pixels = images.astype(np.float64).reshape(len(images), -1)
+        # By a power of two, so that no sum overflows and no product underflows.
+        _, size = np.frexp(pixels.max(1, keepdims=True))
+        pixels = np.ldexp(pixels, -size)
+        return _forward(self._weights, self.group, pixels)
+
+    @functools.cached_property
+    def _weights(self):
+        """Weights and bias of potentials and of each layer, in float64, exact."""
+        first = np.ldexp(self.potentials.astype(np.float64), -self.exponent)
+        layers = (*self.hidden, self.last)
+        return (first, self.offsets), *((rows.weights, rows.bias) for rows in layers)
+
+    def on_device(self) -> jax.tree_util.Partial:
+        """The same function in JAX and float32: `images [B, H, W, C] -> scores [B, K]`.
+
+        For attacks, which need its gradients. No certificate is about its values.
+        """
+        weights = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), self._weights)
+        return jax.tree_util.Partial(_OnDevice(self.group), weights)
+
+
+@dataclasses.dataclass(frozen=True)
+class _OnDevice:
+    """Equal for equal groups, so that programs are shared."""
+
+    group: int
+
+    def __call__(self, weights, images):
+        return _forward(weights, self.group, images.reshape(len(images), -1))
+
+
+def _forward(weights, group, pixels):
+    """Scores `[B, K]` of `[B, H W C]` pixels of any mass, in NumPy or JAX."""
+    (first, offsets), *layers = weights
+    found = lipschitz.measure(pixels, first) / pixels.sum(1, keepdims=True) + offsets
+    for rows, bias in layers:
+        found = lipschitz.sorted_groups(found, group)
+        found = lipschitz.dense(found, rows, bias)
+    return found
+
+
+def _check_rows(name: str, rows: Rows, width: int) -> None:
+    """Refuses a layer that is not of whole numbers with L1 norms of at most one.
+
+    Raises:
+      ValueError: the message says which row.
+    """
+    if rows.units.ndim != 2 or rows.units.dtype != np.int32 or 0 in rows.units.shape:
+        raise ValueError(
+            f"{name} is stored as {rows.units.dtype}{rows.units.shape}, not as a "
+            f"matrix of int32."
+        )
+    if not 0 <= rows.exponent <= 30:
+        raise ValueError(f"exponent={rows.exponent} of {name} is outside [0, 30].")
+    if rows.units.shape[1] != width:
+        raise ValueError(f"{name} reads {rows.units.shape[1]} numbers, not {width}.")
+    _check_bias(f"the bias of {name}", rows.bias, len(rows.units))
+    norms = np.abs(rows.units.astype(np.int64)).sum(1)
+    for row in np.flatnonzero(norms > 2**rows.exponent):
+        raise ValueError(
+            f"Row {row} of {name} has L1 norm {norms[row]} x 2^-{rows.exponent}, more "
+            f"than one."
+        )
+
+
+def _check_bias(name: str, bias: np.ndarray, width: int) -> None:
+    """Refuses biases that are not `[width]` finite float64.
+
+    Raises:
+      ValueError: the message says which.
+    """
+    if bias.shape != (width,) or bias.dtype != np.float64:
+        raise ValueError(f"{name} is {bias.dtype}{bias.shape}, not float64({width},).")
+    if not np.isfinite(bias).all():
+        raise ValueError(f"{name} holds NaN or infinite numbers.")
+
+
+def _largest(bias):
+    return float(np.abs(bias).max())
+
+
+def _gamma(terms):
+    return terms * _UNIT / (1.0 - terms * _UNIT)
