@@ -17,8 +17,16 @@ PACKAGE = ROOT / "wsjax"
 # it or above. Subpackages count as one; each has a place here.
 LAYERS = (
     ("_version", "metrics", "flow", "images", "confidence", "fast_random", "scores"),
-    ("votes", "spectrum", "sequential", "transport", "noise", "certificates"),
-    ("gaussian", "fast_transport", "nearest", "potentials", "lipschitz"),
+    (
+        "lipschitz",
+        "votes",
+        "spectrum",
+        "sequential",
+        "transport",
+        "noise",
+        "certificates",
+    ),
+    ("gaussian", "fast_transport", "nearest", "potentials"),
     ("smoothing", "network"),
     ("certifiers",),
     ("evaluation",),

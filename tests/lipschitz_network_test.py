@@ -188,6 +188,26 @@ class NetworkTest(absltest.TestCase):
         with self.assertRaisesRegex(ValueError, "Row 0 of the last layer has L1 norm"):
             dataclasses.replace(net, last=last)
 
+    def test_a_bad_image_does_not_cost_those_before_it(self):
+        certifier, points = LipschitzScores(small_network()), list(images(4))
+        cases = {
+            "NaN or inf": points[0] * np.nan,
+            "the network reads": points[0][:, :4],
+            r"shape \(6, 5\)": points[0][..., 0],
+        }
+        for message, bad in cases.items():
+            found = certifier.certify_each([*points, bad, *points])
+            certified = [next(found) for _ in points]
+            alone = [certifier.certify(x) for x in points]
+            # Products of more rows may be rounded otherwise.
+            radii, expected = (
+                [c.radius for c in which] for which in (certified, alone)
+            )
+            np.testing.assert_allclose(radii, expected, rtol=1e-9)
+            self.assertEqual([c.label for c in certified], [c.label for c in alone])
+            with self.assertRaisesRegex(ValueError, message):
+                next(found)
+
     def test_the_device_gives_the_same_scores_but_for_rounding(self):
         net, points = small_network(), images(4).astype(np.float32)
         np.testing.assert_allclose(

@@ -29,7 +29,6 @@ what solving for all would. Distances are in pixels x fraction of the mass, as r
 NumPy and SciPy only, on one core: set OMP_NUM_THREADS=1 where other work wants the others.
 """
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -37,6 +36,7 @@ from numpy.typing import ArrayLike
 from scipy.spatial.distance import cdist
 
 from wsjax import metrics, transport
+from wsjax.lipschitz import soft_minimum
 
 # Orthogonal directions, in whole pixels so that projections fall on a grid.
 _AXES, _DIAGONALS = ((1, 0), (0, 1)), ((1, 1), (1, -1))
@@ -377,24 +377,6 @@ class _Search:
         )
         lower, upper = transport.distance_bounds(image, other, index.ground_metric)
         return max(lower - index._rounding, 0.0), upper + index._rounding
-
-
-def soft_minimum(values: np.ndarray, softness: float) -> float:
-    """F of the theorem: `-softness * log(mean(exp(-values / softness)))`.
-
-    Args:
-      values: `[m]` float64, at least one; infinite ones count.
-      softness: 0 for the smallest value, `math.inf` for the mean.
-
-    Returns:
-      A number between the two.
-    """
-    least = values.min()
-    if softness == 0 or math.isinf(least):
-        return float(least)
-    if math.isinf(softness):
-        return float(values.mean())
-    return float(least - softness * np.log(np.exp((least - values) / softness).mean()))
 
 
 def _smallest(values, number):

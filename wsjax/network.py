@@ -124,11 +124,6 @@ class LipschitzNetwork:
         return self.potentials.shape[1:]
 
     @property
-    def num_classes(self) -> int:
-        """K."""
-        return len(self.last.units)
-
-    @property
     def constants(self) -> np.ndarray:
         """`[K, K]` float64 Lipschitz constants of the differences of scores, exact."""
         units = self.last.units.astype(np.int64)
@@ -162,16 +157,19 @@ class LipschitzNetwork:
           ValueError: images of another shape.
         """
         images = np.asarray(images)
-        if images.shape[1:] != self.image_shape:
-            raise ValueError(
-                f"Images have shape {images.shape[1:]}, the network reads "
-                f"{self.image_shape}."
-            )
+        self.check_shape(images.shape[1:])
         pixels = images.astype(np.float64).reshape(len(images), -1)
         # By a power of two, so that no sum overflows and no product underflows.
         _, size = np.frexp(pixels.max(1, keepdims=True))
         pixels = np.ldexp(pixels, -size)
         return _forward(self._weights, self.group, pixels)
+
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Raises ValueError unless images of this shape are what the network reads."""
+        if shape != self.image_shape:
+            raise ValueError(
+                f"Images have shape {shape}, the network reads {self.image_shape}."
+            )
 
     @functools.cached_property
     def _weights(self):

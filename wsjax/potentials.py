@@ -72,27 +72,24 @@ def slopes(potentials: np.ndarray, ground_metric: str) -> np.ndarray:
     check_potentials(potentials)
     potentials = np.asarray(potentials, np.float64)
     steepest = np.zeros(len(potentials))
-    for rise, distance in _differences(potentials, ground_metric):
-        steepest = np.maximum(steepest, rise / distance)
+    for rise, dy, dx in _rises(potentials, ground_metric):
+        steepest = np.maximum(steepest, rise / math.hypot(dy, dx))
     return steepest * _UP
 
 
-def _differences(potentials, ground_metric):
-    """Yields the largest absolute differences `[J]` at each step, and its length."""
+def _rises(potentials, ground_metric):
+    """Yields the largest absolute differences `[J]` at each step, and the step.
+
+    Steps that hold no pixel in between, one of each pair of opposite ones.
+    """
     check_ground_metric(ground_metric)
     _, height, width, _ = potentials.shape
-    for dy, dx in _all_steps(height, width, ground_metric):
-        there, here = _ends(dy, dx)
-        rise = np.abs(potentials[there] - potentials[here]).max((1, 2, 3))
-        yield rise, math.hypot(dy, dx)
-
-
-def _all_steps(height, width, ground_metric):
-    """Steps that hold no pixel in between, one of each pair of opposite ones."""
     for dy in range(height):
         for dx in range(-width + 1 if dy else 1, width):
             if math.gcd(dy, dx) == 1 and (ground_metric == "l2" or not dy * dx):
-                yield dy, dx
+                there, here = _ends(dy, dx)
+                rise = np.abs(potentials[there] - potentials[here]).max((1, 2, 3))
+                yield rise, dy, dx
 
 
 def _ends(dy, dx):
@@ -274,14 +271,10 @@ def check_quantised(units: np.ndarray, exponent: int, ground_metric: str) -> Non
     if not 0 <= exponent <= 24:
         raise ValueError(f"exponent={exponent} of potentials is outside [0, 24].")
     check_potentials(units)
-    check_ground_metric(ground_metric)
     units = np.asarray(units, np.int64)
     if np.abs(units).max() >= 2**31:
         raise ValueError("Potentials hold numbers beyond 32 bits.")
-    _, height, width, _ = units.shape
-    for dy, dx in _all_steps(height, width, ground_metric):
-        there, here = _ends(dy, dx)
-        rise = np.abs(units[there] - units[here]).max((1, 2, 3), initial=0)
+    for rise, dy, dx in _rises(units, ground_metric):
         # The largest whole number whose square is allowed.
         most = math.isqrt(4**exponent * (dy * dy + dx * dx))
         for which in np.flatnonzero(rise > most):

@@ -142,10 +142,10 @@ def exact_potential(
     potential = np.zeros(excess.shape)
     pixels = np.argwhere(np.ones(excess.shape[:2]))
     for channel in range(excess.shape[2]):
-        give, take, source, target = _sides(excess[:, :, channel])
-        if len(give):
-            cost = pixel_distance(source[:, None] - target, ground_metric)
-            prices = _cheapest(np.float64(cost), give, take)[2][len(give) :]
+        problem = _problem(excess[:, :, channel], ground_metric)
+        if problem is not None:
+            cost, give, take, target = problem
+            prices = _cheapest(cost, give, take)[2][len(give) :]
             # What is furthest from being undercut: a minimum of functions of slope one.
             ways = pixel_distance(pixels[:, None] - target, ground_metric)
             lowest = (ways - prices).min(1)
@@ -205,22 +205,26 @@ def _bounds(excess, ground_metric):
     bounds = np.zeros(2)
     for channel in range(excess.shape[2]):
         surplus = excess[:, :, channel]
-        give, take, source, target = _sides(surplus)
-        if len(give):
-            cost = pixel_distance(source[:, None] - target, ground_metric)
-            lower, upper, _ = _cheapest(np.float64(cost), give, take)
+        problem = _problem(surplus, ground_metric)
+        if problem is not None:
+            lower, upper, _ = _cheapest(*problem[:3])
             bounds += np.abs(surplus).sum() / 2 * np.array([lower, upper])
     return float(bounds[0]), float(bounds[1])
 
 
-def _sides(surplus):
-    """Who gives and who takes, of mass one each, and where; nobody if all is level."""
-    source, target = np.argwhere(surplus > 0), np.argwhere(surplus < 0)
-    give, take = surplus[surplus > 0], -surplus[surplus < 0]
+def _problem(surplus, ground_metric):
+    """What it costs to carry off `surplus` `[H, W]`; None if it is level.
+
+    `(cost [n, m], give [n], take [m], places of the takers [m, 2])`, `give` and `take` of
+    mass one.
+    """
     if np.abs(surplus).sum() / 2 <= _SAME:
-        return give[:0], take[:0], source[:0], target[:0]
+        return None
+    source, target = np.argwhere(surplus > 0), np.argwhere(surplus < 0)
+    cost = pixel_distance(source[:, None] - target, ground_metric)
+    give, take = surplus[surplus > 0], -surplus[surplus < 0]
     # Where hardly anything moves, their sums differ by more than rounding.
-    return give / give.sum(), take / take.sum(), source, target
+    return np.float64(cost), give / give.sum(), take / take.sum(), target
 
 
 def _cheapest_flow(surplus):
