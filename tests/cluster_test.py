@@ -1,11 +1,8 @@
 """Tests of runs on several processes: same rows, and everyone ends when one does."""
 
-import json
 import pathlib
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 from unittest import mock
 
@@ -20,39 +17,6 @@ from wsjax.runs import config as configs
 from wsjax.runs.examples import Examples
 from wsjax.runs.rows import read_rows
 from wsjax.training import checkpoints, steps
-
-# Imports once, then runs one group of processes after another, forked off.
-_GROUPS = """
-import json, os, runpy, signal, sys, time
-import sklearn.datasets
-import wsjax.runs.cluster, wsjax.runs.experiment, wsjax.runs.report
-
-for line in sys.stdin:
-    started = {}
-    for argv, prelude, devices, *paths in json.loads(line):
-        pid = os.fork()
-        if not pid:
-            for stream, path in enumerate(paths, start=1):
-                os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
-            os.environ["XLA_FLAGS"] = (
-                f"--xla_force_host_platform_device_count={devices}"
-            )
-            sys.argv = argv
-            exec(prelude, {})
-            runpy.run_path(argv[0], run_name="__main__")
-            sys.exit()
-        started[pid] = None
-    late = time.monotonic() + 240
-    while None in started.values():
-        for pid in [p for p, code in started.items() if code is None]:
-            found, status = os.waitpid(pid, os.WNOHANG)
-            if found:
-                started[pid] = os.waitstatus_to_exitcode(status)
-            elif time.monotonic() > late:
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(0.02)
-    print(json.dumps(list(started.values())), flush=True)
-"""
 
 # Sends this process a signal once it is through with an image.
 SIGNAL = """
@@ -116,16 +80,6 @@ class ProcessesTest(chex.TestCase):
         cls.config = tiny_runs.write_config(cls.folder)
         cls.trained = cls.folder / "trained"
         cls.write_untrained(cls.trained)
-        cls.server = subprocess.Popen(
-            [sys.executable, "-c", _GROUPS],
-            env=tiny_runs.environment(),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        cls.addClassCleanup(cls.server.stdout.close)
-        cls.addClassCleanup(cls.server.wait)
-        cls.addClassCleanup(cls.server.stdin.close)
         (done,) = cls.run_group("alone", {})
         assert done[0] == 0, done
         cls.expected = cls.rows_but_time("alone")
@@ -148,13 +102,13 @@ class ProcessesTest(chex.TestCase):
 
     @classmethod
     def run_group(cls, name, *processes, devices=1):
-        """Runs certify.py on several processes; exit code and stderr of each.
+        """Runs certify.py on several processes; exit code, stdout and stderr of each.
 
         Each of `processes` holds what is particular about one: `prelude`, Python to run
         before, `more`, further arguments, and `argv`, all of them but the workdir.
         """
         for _ in range(3):
-            port, jobs = free_port(), []
+            port, group = free_port(), []
             for number, special in enumerate(processes):
                 voting = [
                     f"--config={cls.config}",
@@ -163,7 +117,6 @@ class ProcessesTest(chex.TestCase):
                     "--config.smoothing.sigma=0.05",
                 ]
                 argv = [
-                    str(tiny_runs.ROOT / "certify.py"),
                     f"--workdir={cls.folder / name}",
                     *special.get("argv", voting),
                 ]
@@ -174,21 +127,13 @@ class ProcessesTest(chex.TestCase):
                         f"--process_id={number}",
                         "--heartbeat_timeout=20",
                     ]
-                files = [str(cls.folder / f"{number}.{x}") for x in ("out", "err")]
                 argv += special.get("more", ())
-                jobs.append([argv, special.get("prelude", ""), devices, *files])
-            codes = cls.serve(jobs)
-            texts = [pathlib.Path(job[-1]).read_text() for job in jobs]
-            if not any("another program has it" in text for text in texts):
+                prelude = special.get("prelude", "")
+                group.append(tiny_runs.Forked("certify.py", argv, prelude, devices))
+            results = tiny_runs.run_together(group)
+            if not any("another program has it" in err for *_, err in results):
                 break
-        return list(zip(codes, texts))
-
-    @classmethod
-    def serve(cls, jobs):
-        """Exit codes of processes `(argv, prelude, devices, stdout, stderr)`."""
-        cls.server.stdin.write(json.dumps(jobs) + "\n")
-        cls.server.stdin.flush()
-        return json.loads(cls.server.stdout.readline())
+        return results
 
     @classmethod
     def rows_but_time(cls, name):
@@ -202,7 +147,7 @@ class ProcessesTest(chex.TestCase):
         return read_rows(self.folder / name / "certificates.tsv").ints("idx").tolist()
 
     def assert_says(self, message, results):
-        for _, text in results:
+        for *_, text in results:
             self.assertIn(message, text)
 
     def test_rows_are_those_of_one_process(self):
@@ -212,14 +157,14 @@ class ProcessesTest(chex.TestCase):
 
         results = self.run_group("two", {}, {}, devices=2)
 
-        self.assertEqual([code for code, _ in results], [0, 0], results)
+        self.assertEqual([code for code, *_ in results], [0, 0], results)
         self.assertEqual(self.rows_but_time("two"), self.expected)
         # Only process 0 tells of the run, and it knows the devices of all.
         entry = manifest.read(self.folder / "two")["certify"]
         self.assertEqual(entry["devices"][0], "4 x cpu")
         self.assertTrue((self.folder / "two" / "summary.txt").exists())
-        self.assertIn("24/24", results[0][1])
-        self.assertNotIn("24/24", results[1][1])
+        self.assertIn("24/24", results[0][2])
+        self.assertNotIn("24/24", results[1][2])
 
     def test_work_on_the_host_is_shared_out(self):
         path = self.folder / "nearest.py"
@@ -242,12 +187,12 @@ NearestNeighbours.certify_each = tell
         both = [{**nearest, "prelude": prelude}] * 2
         results = self.run_group("nearest two", *both)
 
-        self.assertEqual([code for code, _ in results], [0, 0], results)
+        self.assertEqual([code for code, *_ in results], [0, 0], results)
         self.assertEqual(self.written("nearest two"), list(range(7)))
         expected, found = map(self.rows_but_time, ("nearest", "nearest two"))
         self.assertEqual(found, expected)
-        shares = [(self.folder / f"{i}.out").read_text() for i in (0, 1)]
-        self.assertEqual([text.count("certified\n") for text in shares], [4, 3])
+        shares = [out.count("certified\n") for _, out, _ in results]
+        self.assertEqual(shares, [4, 3])
 
     def test_whatever_ends_a_process_ends_all_and_costs_no_row(self):
         def act(name, index):
@@ -263,14 +208,14 @@ NearestNeighbours.certify_each = tell
         with self.subTest("the disk of process 0 is full"):
             full = {"prelude": FULL_DISK.format(index=9)}
             results = self.run_group("again", full, {})
-            self.assertEqual([code for code, _ in results], [1, 1], results)
+            self.assertEqual([code for code, *_ in results], [1, 1], results)
             self.assert_says("process 0: No space left on device", results)
             self.assert_says("make room and run the same command again", results)
             self.assertEqual(self.written("again"), list(range(9)))
 
         with self.subTest("process 1 is asked to stop"):
             results = self.run_group("again", {}, act("SIGTERM", 10))
-            self.assertEqual([code for code, _ in results], [143, 143], results)
+            self.assertEqual([code for code, *_ in results], [143, 143], results)
             self.assert_says("stopped by SIGTERM; run the same command", results)
             # What was begun is finished: the batch at hand and two more.
             self.assertBetween(len(self.written("again")), 11, 17)
@@ -288,7 +233,7 @@ NearestNeighbours.certify_each = tell
 
     def assert_ended_by_loss(self, result):
         """By our message or, where it comes first, by JAX's."""
-        code, text = result
+        code, _, text = result
         self.assertIn(code, (1, -signal.SIGABRT), text)
         self.assertRegex(text, "Another process of this run|another task died")
 
@@ -297,16 +242,16 @@ NearestNeighbours.certify_each = tell
         with self.subTest("another config"):
             results = self.run_group("disagree", {}, other)
             message = "Process 1 differs from process 0: config.certify.n is 500, there"
-            self.assertEqual([code for code, _ in results], [1, 1], results)
+            self.assertEqual([code for code, *_ in results], [1, 1], results)
             self.assert_says(f"error: {message} 400. Start all", results)
         with self.subTest("no classifier"):
             results = self.run_group("disagree", {}, {"more": ["--trained=/nowhere"]})
-            self.assertEqual([code for code, _ in results], [1, 1], results)
+            self.assertEqual([code for code, *_ in results], [1, 1], results)
             self.assert_says("error: process 1: No trained classifier", results)
         with self.subTest("a directory that process 0 cannot write"):
             (self.folder / "taken").write_text("")
             results = self.run_group("taken", {}, {})
-            self.assertEqual([code for code, _ in results], [1, 1], results)
+            self.assertEqual([code for code, *_ in results], [1, 1], results)
             self.assert_says("error: process 0: ", results)
             self.assert_says("taken cannot be written", results)
         self.assertFalse((self.folder / "disagree" / "certificates.tsv").exists())
@@ -319,22 +264,15 @@ NearestNeighbours.certify_each = tell
             "error: attack.py runs on one process": ("attack.py", "--distributed"),
             "error: --process_id missing": ("certify.py", *three[:2]),
         }
-        files = [self.folder / f"{number}.err" for number in range(len(cases))]
-        codes = self.serve(
+        results = tiny_runs.run_together(
             [
-                [
-                    [str(tiny_runs.ROOT / script), f"--config={self.config}", *flags],
-                    "",
-                    1,
-                    "/dev/null",
-                    str(file),
-                ]
-                for file, (script, *flags) in zip(files, cases.values())
+                tiny_runs.Forked(script, (f"--config={self.config}", *flags))
+                for script, *flags in cases.values()
             ]
         )
-        self.assertEqual(codes, [1, 1, 1])
-        for message, file in zip(cases, files):
-            self.assertIn(message, file.read_text())
+        self.assertEqual([code for code, *_ in results], [1, 1, 1])
+        for message, (*_, err) in zip(cases, results):
+            self.assertIn(message, err)
 
 
 class FlagsTest(parameterized.TestCase):

@@ -5,10 +5,17 @@ import tempfile
 
 import hypothesis
 
-# JAX reads this when it starts its backend, so it has to come before any test.
-_DEVICES = "--xla_force_host_platform_device_count"
-if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}=8".strip()
+# JAX reads these when it starts its backend, so they have to come before any test.
+# Most programs of the tests run once: compiling them well takes longer than running them.
+_FLAGS = {
+    "--xla_force_host_platform_device_count": 8,
+    "--xla_backend_optimization_level": 0,
+}
+for _flag, _value in _FLAGS.items():
+    if _flag not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = (
+            f"{os.environ.get('XLA_FLAGS', '')} {_flag}={_value}".strip()
+        )
 
 # Programs that several tests compile alike are compiled once, for all workers together.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

@@ -17,9 +17,17 @@ PACKAGE = ROOT / "wsjax"
 # it or above. Subpackages count as one; each has a place here.
 LAYERS = (
     ("_version", "metrics", "flow", "images", "confidence", "fast_random", "scores"),
-    ("votes", "spectrum", "sequential", "transport", "noise", "certificates"),
-    ("gaussian", "fast_transport", "nearest"),
-    ("smoothing",),
+    (
+        "lipschitz",
+        "votes",
+        "spectrum",
+        "sequential",
+        "transport",
+        "noise",
+        "certificates",
+    ),
+    ("gaussian", "fast_transport", "nearest", "potentials"),
+    ("smoothing", "network"),
     ("certifiers",),
     ("evaluation",),
     # Here the core ends: what is below needs jax, numpy and scipy alone.

@@ -309,13 +309,20 @@ class BoundsTest(parameterized.TestCase):
 
 
 class SoftMinimumTest(absltest.TestCase):
+    def test_is_between_the_minimum_and_the_mean(self):
+        values = np.random.default_rng(40).uniform(0, 2, 6)
+        softer = [nearest.soft_minimum(values, t) for t in (0, 1e-3, 0.1, 9, math.inf)]
+        self.assertEqual(softer[0], values.min())
+        self.assertEqual(softer[-1], values.mean())
+        self.assertEqual(softer, sorted(softer))
+
     def test_infinite_values_count(self):
         values = np.array([0.3, np.inf])
-        self.assertEqual(nearest._soft_minimum(values, 0.0), 0.3)
-        self.assertEqual(nearest._soft_minimum(values, math.inf), np.inf)
+        self.assertEqual(nearest.soft_minimum(values, 0.0), 0.3)
+        self.assertEqual(nearest.soft_minimum(values, math.inf), np.inf)
         expected = 0.3 + 0.1 * math.log(2)
-        self.assertAlmostEqual(nearest._soft_minimum(values, 0.1), expected)
-        self.assertEqual(nearest._soft_minimum(values[1:], 0.1), np.inf)
+        self.assertAlmostEqual(nearest.soft_minimum(values, 0.1), expected)
+        self.assertEqual(nearest.soft_minimum(values[1:], 0.1), np.inf)
 
 
 def spoiled(images, value):

@@ -84,10 +84,8 @@ class CertifierTest(chex.TestCase):
             "registry.KINDS['rows_of_mass'] = RowsOfMass\n"
         )
         workdir = folder / "run"
-        code, out, err = tiny_runs.finish(
-            tiny_runs.start(
-                "certify.py", f"--config={path}", f"--workdir={workdir}", prelude=line
-            )
+        code, out, err = tiny_runs.run(
+            "certify.py", f"--config={path}", f"--workdir={workdir}", prelude=line
         )
         self.assertEqual(code, 0, err)
         self.assertIn("accuracy", out)

@@ -134,24 +134,24 @@ class ProgramTest(chex.TestCase):
         folder = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
         config = tiny_runs.write_config(folder)
 
-        def start(name, prelude=""):
-            return tiny_runs.start(
-                "train.py",
-                f"--config={config}",
-                f"--workdir={folder / name}",
-                prelude=prelude,
-            )
+        def arguments(name):
+            return f"--config={config}", f"--workdir={folder / name}"
 
-        left_alone, killed = start("left_alone"), start("again", KILLED_WHILE_SAVING)
-        self.assertEqual(tiny_runs.finish(killed)[0], -9)
-        code, _, err = tiny_runs.finish(start("again", STOPPED.format(step=29)))
+        def forked(name, prelude=""):
+            return tiny_runs.Forked("train.py", arguments(name), prelude)
+
+        (code, _, err), killed = tiny_runs.run_together(
+            [forked("left_alone"), forked("again", KILLED_WHILE_SAVING)]
+        )
+        self.assertEqual(code, 0, err)
+        self.assertEqual(killed[0], -9)
+        (stopped,) = tiny_runs.run_together([forked("again", STOPPED.format(step=29))])
+        code, _, err = stopped
         self.assertEqual(code, 143, err)
         self.assertIn("stopped by SIGTERM; run the same command to go on", err)
-        code, _, err = tiny_runs.finish(start("again"))
+        code, _, err = tiny_runs.run("train.py", *arguments("again"))
         self.assertEqual(code, 0, err)
         self.assertIn("Resuming at step 29 of 36", err)
-        code, _, err = tiny_runs.finish(left_alone)
-        self.assertEqual(code, 0, err)
 
         self.assertEqual(
             metrics_text(folder / "again"), metrics_text(folder / "left_alone")

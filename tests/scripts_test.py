@@ -62,21 +62,19 @@ class ScriptsTest(chex.TestCase):
         assert cls.trained[0] == 0, cls.trained
         trained = f"--trained={cls.whole}"
         thirds = ("--config.data.stride=3", "--config.data.limit=8")
-        stopped = tiny_runs.start(
+        cls.stopped = tiny_runs.run_forked(
             "certify.py",
             *cls.arguments(cls.parts),
             trained,
             *thirds,
             prelude=STOPPED,
         )
-        cls.certified = cls.run_script("certify.py", cls.whole)
+        cls.certified = tiny_runs.run("certify.py", *cls.arguments(cls.whole))
         assert cls.certified[0] == 0, cls.certified
         cls.whole_rows = (cls.whole / "certificates.tsv").read_bytes()
-        cls.stopped = tiny_runs.finish(stopped)
         cls.stopped_rows = read_rows(cls.parts / "certificates.tsv")
-        repeated = tiny_runs.start("certify.py", *cls.arguments(cls.whole))
+        cls.repeated = cls.run_script("certify.py", cls.whole)
         cls.resumed = cls.run_script("certify.py", cls.parts, trained)
-        cls.repeated = tiny_runs.finish(repeated)
 
     @classmethod
     def arguments(cls, workdir):
@@ -84,7 +82,7 @@ class ScriptsTest(chex.TestCase):
 
     @classmethod
     def run_script(cls, script, workdir, *more):
-        return tiny_runs.run(script, *cls.arguments(workdir), *more)
+        return tiny_runs.run_forked(script, *cls.arguments(workdir), *more)
 
     def rows(self, workdir):
         return read_rows(workdir / "certificates.tsv")
@@ -523,12 +521,11 @@ class FewerVotesTest(_OneConfig):
         cls.whole = cls.folder / "whole"
         shutil.copytree(trained_under_learned_noise(), cls.whole)
         elsewhere = [f"--trained={cls.whole}", AT_RADII, MORE]
-        stopped = tiny_runs.start(
+        cls.stopped = tiny_runs.run_forked(
             *cls.case("certify.py", cls.folder / "parts", *elsewhere),
             "--config.data.stride=3",
             prelude=STOPPED,
         )
-        cls.stopped = tiny_runs.finish(stopped)
         cls.stopped_rows = read_rows(cls.folder / "parts" / VERDICTS)
         cases = {
             "whole": cls.case("certify.py", cls.whole, AT_RADII, MORE),

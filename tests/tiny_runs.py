@@ -4,6 +4,7 @@ In one process: a dense layer on two kinds of image, with a progress bar that se
 signals. As a program: the scripts with a tiny config on scikit-learn's digits.
 """
 
+import atexit
 import functools
 import json
 import os
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+from typing import NamedTuple
 from unittest import mock
 
 import jax
@@ -26,6 +28,7 @@ from wsjax import noise
 from wsjax.data import dataset
 from wsjax.training import loop, optimizers, steps
 
+_DEVICES = "--xla_force_host_platform_device_count"
 ROOT = pathlib.Path(__file__).parents[1]
 PERTURB = noise.FlowLaplace(0.02).perturb
 STEPS_PER_EPOCH, NUM_EPOCHS = 5, 3
@@ -198,80 +201,128 @@ def load_config(path):
 
 def environment():
     """Without this process's eight devices."""
-    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    env = dict(os.environ)
+    flags = env.pop("XLA_FLAGS", "").split()
+    env["XLA_FLAGS"] = " ".join(flag for flag in flags if _DEVICES not in flag)
     env["PYTHONPATH"] = str(ROOT)
     env["JAX_PLATFORMS"] = "cpu"
     # Programs that were compiled for one start serve the next.
-    env["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
+    shared = env.get("JAX_COMPILATION_CACHE_DIR", _COMPILED.name)
+    env["JAX_COMPILATION_CACHE_DIR"] = str(pathlib.Path(shared) / "programs")
     env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
     return env
 
 
-def start(script, *arguments, prelude=""):
-    """Starts a script (or `-m module`) with the environment of a user.
+def run(script, *arguments, prelude=""):
+    """Exit code, stdout and stderr of a script (or `-m module`), as a user starts it.
 
-    `prelude` is Python to run before it in the same process, to arrange an accident.
+    `prelude` is Python to run before it in the same process, ahead of its imports.
     """
     program = [str(ROOT / script)] if script.endswith(".py") else ["-m", script]
     if prelude:
-        run = f"sys.argv = {[program[0], *map(str, arguments)]!r}\n"
-        run += f"runpy.run_path({program[0]!r}, run_name='__main__')"
-        program, arguments = ["-c", f"import runpy, sys\n{prelude}\n{run}"], ()
-    return subprocess.Popen(
+        start = f"sys.argv = {[program[0], *map(str, arguments)]!r}\n"
+        start += f"runpy.run_path({program[0]!r}, run_name='__main__')"
+        program, arguments = ["-c", f"import runpy, sys\n{prelude}\n{start}"], ()
+    done = subprocess.run(
         [sys.executable, *program, *map(str, arguments)],
         env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
+        check=False,
+        timeout=300,
     )
+    return done.returncode, done.stdout, done.stderr
 
 
-def finish(process):
-    """Waits; returns the exit code, stdout and stderr."""
-    out, err = process.communicate(timeout=300)
-    return process.returncode, out, err
-
-
-def run(script, *arguments, **options):
-    return finish(start(script, *arguments, **options))
-
-
-# Imports once, then runs each case in a process forked off.
-_FORKS = """
-import json, os, runpy, sys
+# Imports once, then runs one group of processes after another, forked off.
+_FORKS = f"""
+import gc, json, os, runpy, signal, sys, time
 import sklearn.datasets
-import wsjax.runs.attack_report, wsjax.runs.trained, wsjax.training.loop
+import wsjax.runs.attack_report, wsjax.runs.cluster, wsjax.runs.trained
+import wsjax.training.loop
 
-for argv, *paths in json.load(sys.stdin):
-    pid = os.fork()
-    if not pid:
-        for stream, path in enumerate(paths, start=1):
-            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream)
-        sys.argv = argv
-        runpy.run_path(argv[0], run_name="__main__")
-        sys.exit()
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+# Else each collection copies all of it in each process, and so does the end.
+gc.collect()
+gc.freeze()
+for line in sys.stdin:
+    started = {{}}
+    for argv, prelude, devices, *paths in json.loads(line):
+        pid = os.fork()
+        if not pid:
+            for stream, path in enumerate(paths, start=1):
+                os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+            if devices:
+                os.environ["XLA_FLAGS"] += f" {_DEVICES}={{devices}}"
+            sys.argv = argv
+            exec(prelude, {{}})
+            runpy.run_path(argv[0], run_name="__main__")
+            sys.exit()
+        started[pid] = None
+    late = time.monotonic() + 240
+    while None in started.values():
+        for pid in [p for p, code in started.items() if code is None]:
+            found, status = os.waitpid(pid, os.WNOHANG)
+            if found:
+                started[pid] = os.waitstatus_to_exitcode(status)
+            elif time.monotonic() > late:
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+    print(json.dumps(list(started.values())), flush=True)
 """
 
 
-def run_each(cases):
-    """Like `run` for many cases `(script, *arguments)` that end at once."""
+class Forked(NamedTuple):
+    """A script to run, `prelude` being Python to run before it in the same process.
+
+    `prelude` arranges accidents. `devices` are those of JAX, by default as many as the
+    script chooses.
+    """
+
+    script: str
+    arguments: tuple = ()
+    prelude: str = ""
+    devices: int | None = None
+
+
+@functools.cache
+def _server():
+    """Lives as long as the tests of this process."""
+    server = subprocess.Popen(
+        [sys.executable, "-c", _FORKS],
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    atexit.register(server.communicate)
+    return server
+
+
+def run_together(group):
+    """Exit code, stdout and stderr of each of several `Forked` that run at once."""
     with tempfile.TemporaryDirectory() as folder:
+        files = [pathlib.Path(folder, str(number)) for number in range(len(group))]
         jobs = []
-        for number, (script, *arguments) in enumerate(cases):
-            argv = [str(ROOT / script), *map(str, arguments)]
-            jobs.append([argv, f"{folder}/{number}.out", f"{folder}/{number}.err"])
-        done = subprocess.run(
-            [sys.executable, "-c", _FORKS],
-            env=environment(),
-            input=json.dumps(jobs),
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=300,
-        )
-        codes = map(int, done.stdout.split())
-        return [
-            (code, *(pathlib.Path(path).read_text() for path in paths))
-            for code, (_, *paths) in zip(codes, jobs, strict=True)
+        for case, file in zip(group, files):
+            argv = [str(ROOT / case.script), *map(str, case.arguments)]
+            paths = [f"{file}.out", f"{file}.err"]
+            jobs.append([argv, case.prelude, case.devices, *paths])
+        server = _server()
+        server.stdin.write(json.dumps(jobs) + "\n")
+        server.stdin.flush()
+        codes = json.loads(server.stdout.readline())
+        texts = [
+            [pathlib.Path(x).read_text() for x in paths] for _, _, _, *paths in jobs
         ]
+        return [(code, out, err) for code, (out, err) in zip(codes, texts, strict=True)]
+
+
+def run_forked(script, *arguments, prelude=""):
+    """Like `run`, in a process where imports are done already."""
+    (result,) = run_together([Forked(script, arguments, prelude)])
+    return result
+
+
+def run_each(cases):
+    """Like `run` for many cases `(script, *arguments)`, one after another."""
+    return [run_forked(*case) for case in cases]

@@ -6,22 +6,12 @@ import warnings
 from unittest import mock
 
 import chex
-import jax
-import jax.numpy as jnp
 import numpy as np
 import oracles
 from absl.testing import absltest, parameterized
 
 from wsjax import transport
-from wsjax.flow import FlowPlan, apply_flow, flow_cost
-from wsjax.transport import (
-    TransportPlan,
-    distance_bounds,
-    exact_distance,
-    exact_flow,
-    flow_from_transport,
-    transport_cost,
-)
+from wsjax.transport import distance_bounds, exact_distance, exact_flow
 
 SHAPES = {
     "gray": (5, 4, 1),
@@ -44,23 +34,6 @@ def random_pair(seed, shape, unit=1.0):
     b = np.roll(b, 1, axis=(0, 1))
     a[0, 0] = b[0, -1] = 0.5
     return unit * a, unit * b * a.sum((0, 1)) / b.sum((0, 1))
-
-
-def random_parcels(seed, shape, count):
-    rng = np.random.default_rng(seed)
-    height, width, channels = shape
-    ends = rng.integers(0, (height, width), size=(2, count, 2))
-    channel = rng.integers(0, channels, size=count)
-    return TransportPlan(*ends, channel, rng.uniform(size=count).astype(np.float32))
-
-
-def carry(image, plan):
-    """Moves each parcel from its source to its target."""
-    moved = np.array(image, np.float64)
-    for source, target, channel, mass in zip(*map(np.asarray, plan)):
-        moved[*source, channel] -= mass
-        moved[*target, channel] += mass
-    return moved
 
 
 def dot(shape, row, column, channel=0):
@@ -220,18 +193,6 @@ class ExactPlansTest(chex.TestCase):
         cost = sum(np.abs(edges).sum() for edges in flow)
         self.assertAlmostEqual(cost, exact_distance(a, b, "l1"), places=12)
 
-    @EACH_CASE
-    def test_the_cost_is_that_of_the_parcels(self, shape, metric):
-        a, b = random_pair(11, shape, unit=2.0)
-        plan = TransportPlan(
-            *oracles.cheapest_transport(a / a.sum(), b / a.sum(), metric)
-        )
-
-        np.testing.assert_allclose(carry(a / a.sum(), plan), b / a.sum(), atol=1e-9)
-        self.assertGreater(plan.mass.min(), 0.0)
-        expected = exact_distance(a, b, metric)
-        self.assertAlmostEqual(float(transport_cost(plan, metric)), expected, places=5)
-
 
 class NetworkSimplexTest(parameterized.TestCase):
     def setUp(self):
@@ -336,94 +297,6 @@ class NetworkSimplexTest(parameterized.TestCase):
     def test_pot_may_be_absent(self):
         with mock.patch.dict(sys.modules, {"ot": None, "ot.lp": None}):
             self.assertIsNone(transport._network_simplex.__wrapped__())
-
-
-class FlowFromTransportTest(chex.TestCase):
-    @chex.variants(with_jit=True, without_jit=True)
-    @EACH_SHAPE
-    def test_equals_carrying_each_parcel_by_hand(self, shape):
-        plan = random_parcels(30, shape, 25)
-        image = np.random.default_rng(31).uniform(size=shape).astype(np.float32)
-
-        flow = self.variant(flow_from_transport, static_argnums=1)(plan, shape)
-
-        chex.assert_trees_all_close(
-            np.asarray(apply_flow(image, flow), np.float64),
-            carry(image, plan),
-            atol=1e-5,
-        )
-
-    def test_goes_down_first_and_then_sideways(self):
-        plan = TransportPlan(
-            np.array([[0, 2]]), np.array([[2, 0]]), np.array([0]), np.float32([0.25])
-        )
-
-        flow = flow_from_transport(plan, (3, 3, 1))
-
-        expected = FlowPlan(np.zeros((2, 3, 1)), np.zeros((3, 2, 1)))
-        expected.vertical[:, 2] = 0.25
-        expected.horizontal[2] = -0.25
-        chex.assert_trees_all_close(flow, jax.tree.map(np.float32, expected))
-
-    @EACH_SHAPE
-    def test_never_costs_more_than_the_parcels(self, shape):
-        for seed in range(10):
-            plan = random_parcels(seed, shape, 12)
-            cost = flow_cost(flow_from_transport(plan, shape))
-            self.assertLessEqual(cost, transport_cost(plan, "l1") * (1 + 1e-5))
-
-    @EACH_SHAPE
-    def test_costs_the_same_when_the_plan_is_optimal(self, shape):
-        a, b = random_pair(32, shape)
-        plan = TransportPlan(*oracles.cheapest_transport(a, b, "l1"))
-
-        actual = flow_cost(flow_from_transport(plan, shape))
-
-        chex.assert_trees_all_close(
-            actual, jnp.asarray(exact_distance(a, b) * a.sum()), rtol=1e-5
-        )
-
-    def test_parcels_in_opposite_directions_cancel(self):
-        ends = np.array([[0, 1], [0, 4]])
-        plan = TransportPlan(ends, ends[::-1], np.zeros(2, int), np.float32([0.5, 0.5]))
-
-        flow = flow_from_transport(plan, (2, 6, 1))
-
-        self.assertEqual(flow_cost(flow), 0.0)
-        self.assertEqual(transport_cost(plan), 3.0)
-
-    def test_gradient_of_the_cost_is_each_parcels_distance(self):
-        shape = (5, 6, 1)
-        rng = np.random.default_rng(33)
-        # All parcels go down and right, so none cancel; eighths add up exactly.
-        source, step = rng.integers(0, 3, size=(2, 8, 2))
-        plan = TransportPlan(source, source + step, np.zeros(8, int), np.ones(8))
-
-        def cost(mass):
-            return flow_cost(flow_from_transport(plan._replace(mass=mass), shape))
-
-        actual = jax.grad(cost)(jnp.arange(1.0, 9.0) / 8)
-
-        chex.assert_trees_all_close(actual, np.float32(np.abs(step).sum(1)))
-
-    def test_maps_over_batches_of_padded_plans(self):
-        shape = (4, 5, 2)
-        short, long = random_parcels(34, shape, 3), random_parcels(35, shape, 7)
-        padded = TransportPlan(
-            *(np.concatenate([s, 0 * l[3:]]) for s, l in zip(short, long))
-        )
-        plans = jax.tree.map(lambda *p: np.stack(p), padded, long)
-
-        flows = jax.vmap(lambda plan: flow_from_transport(plan, shape))(plans)
-
-        for n, plan in enumerate((short, long)):
-            expected = flow_from_transport(plan, shape)
-            actual = FlowPlan(flows.vertical[n], flows.horizontal[n])
-            chex.assert_trees_all_close(actual, expected, atol=1e-6)
-
-    def test_refuses_an_image_shape_without_channels(self):
-        with self.assertRaisesRegex(ValueError, r"\[H, W, C\]"):
-            flow_from_transport(random_parcels(36, (3, 4, 1), 2), (3, 4))
 
 
 if __name__ == "__main__":

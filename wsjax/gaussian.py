@@ -93,7 +93,6 @@ class NormalLaw(NoiseLaw):
         return self.picture(image) + self.strength(image) * self.noise_of(variables)
 
     def added(self, key: jax.Array, image_shape: tuple[int, ...], dtype) -> jax.Array:
-        """The noise of fresh variables; see `NoiseLaw.added`."""
         _check_shape(image_shape, self.image_shape)
         return self.noise_of(self.variables(key, dtype))
 
@@ -150,7 +149,6 @@ class ColouredGaussian(NormalLaw):
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """`(H, W, C)` of the images this law is for."""
         return self.amplitude.shape[:3]
 
     @property
@@ -175,17 +173,21 @@ class ColouredGaussian(NormalLaw):
             return image
         _check_shape(image.shape, self.image_shape)
         mass, mean = image_mass(image), jnp.asarray(self.mean, image.dtype)
-        shown = through_filter(image / mass - mean, self._half(self.gain, image.dtype))
+        waves = jnp.fft.rfft2(image / mass - mean, axes=(0, 1))
+        waves = jnp.einsum("hwij,hwj->hwi", self._half(self.gain, image.dtype), waves)
+        shown = jnp.fft.irfft2(waves, s=image.shape[:2], axes=(0, 1))
         return mass * (shown + mean)
 
     def noise_of(self, variables: jax.Array) -> jax.Array:
         """The noise, through the filter if the law has one."""
         width, dtype = self.image_shape[1], variables.dtype
         amplitude = self._half(self.amplitude, dtype)
-        if self.gain is None:
-            return colour(variables, amplitude, width)
-        gain = self._half(self.gain, dtype)
-        return filtered_colour(variables, amplitude, gain, width)
+        if self.gain is not None:
+            # Before the noise is: where that is a thousand times the signal, the product
+            # is small, and float32 loses nothing.
+            gain = self._half(self.gain, dtype)
+            amplitude = jnp.einsum("hwij,hwjk->hwik", gain, amplitude)
+        return colour(variables, amplitude, width)
 
     def _half(self, matrices, dtype):
         """The frequencies that `rfft2` keeps, of all or of these."""
@@ -238,7 +240,6 @@ class GaussianView(NormalLaw):
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """`(H, W, C)` of the images this law is for."""
         return self.features.shape[1:]
 
     def variables(self, key: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
@@ -246,7 +247,6 @@ class GaussianView(NormalLaw):
         return standard_normal(key, self.features.shape[:1], dtype)
 
     def sample(self, key: jax.Array, image_shape: tuple[int, ...], dtype) -> jax.Array:
-        """The noise part of the picture alone; see `NoiseLaw.sample`."""
         return self.added(key, image_shape, dtype)
 
     def picture(self, image: jax.Array) -> jax.Array:
@@ -272,14 +272,9 @@ _product = functools.partial(jnp.tensordot, precision=jax.lax.Precision.HIGHEST)
 
 
 def waves_shape(image_shape: tuple[int, ...]) -> tuple[int, int, int, int]:
-    """Shape of the normal variables that `colour` makes a noise image of.
+    """Shape `(W // 2 + 1, C, 2, H)` of what `colour` makes a noise image `(H, W, C)` of.
 
-    Args:
-      image_shape: `(H, W, C)`.
-
-    Returns:
-      `(W // 2 + 1, C, 2, H)`: cosine and sine of every wave, the first half of those
-      along the width.
+    Cosine and sine of every wave, the first half of those along the width; see `colour`.
     """
     height, width, channels = image_shape
     return (width // 2 + 1, channels, 2, height)
@@ -312,41 +307,6 @@ def colour(waves: jax.Array, amplitude: jax.Array, width: int) -> jax.Array:
     rows = rows.reshape(half, channels, 2, height).transpose(1, 3, 0, 2)
     field = _product(rows.reshape(channels, height, 2 * half), across, 1)
     return jnp.moveaxis(field, 0, -1)
-
-
-def through_filter(centred: jax.Array, gain: jax.Array) -> jax.Array:
-    """An image through a filter.
-
-    Args:
-      centred: `[H, W, C]` image of mass one, minus the mean.
-      gain: `[H, W // 2 + 1, C, C]`, the half of the filter that `rfft2` keeps.
-
-    Returns:
-      `[H, W, C]`.
-    """
-    waves = jnp.fft.rfft2(centred, axes=(0, 1))
-    shown = jnp.einsum("hwij,hwj->hwi", gain, waves)
-    return jnp.fft.irfft2(shown, s=centred.shape[:2], axes=(0, 1))
-
-
-def filtered_colour(
-    waves: jax.Array, amplitude: jax.Array, gain: jax.Array, width: int
-) -> jax.Array:
-    """Coloured noise through a filter.
-
-    The filter meets the amplitude first: where noise is a thousand times the signal,
-    their product is small and float32 loses nothing.
-
-    Args:
-      waves: as in `colour`.
-      amplitude: as in `colour`.
-      gain: as in `through_filter`.
-      width: as in `colour`.
-
-    Returns:
-      `[H, W, C]`.
-    """
-    return colour(waves, jnp.einsum("hwij,hwjk->hwik", gain, amplitude), width)
 
 
 @functools.cache

@@ -68,7 +68,7 @@ def soft_minimum(features, softness: float, axis: int = -1):
     features' own.
 
     Args:
-      features: `[..., D, ...]`; of infinite ones some, but not all.
+      features: `[..., D, ...]`; infinite ones count.
       softness: t, in the unit of the features.
       axis: of the D features.
 
@@ -86,8 +86,12 @@ def soft_minimum(features, softness: float, axis: int = -1):
     least = features.min(axis, keepdims=True)
     if softness == 0:
         return least.squeeze(axis)
-    rise = xp.exp(-(features - least) / softness).mean(axis)
-    return least.squeeze(axis) - softness * xp.log(rise)
+    # Where all are infinite nothing rises, and the minimum is what they are.
+    rise = features - xp.where(xp.isinf(least), 0.0, least)
+    share = xp.exp(-rise / softness).mean(axis)
+    # No less than what the least contributes.
+    share = xp.maximum(share, 1.0 / features.shape[axis])
+    return least.squeeze(axis) - softness * xp.log(share)
 
 
 def maximum_distance(features, centres):
@@ -201,13 +205,8 @@ def first_convolution_constant(kernel, stride: int, steps, ground_metric: str):
         wide = xp.pad(kernel, pads)
         # What leaves one side comes back from the other, where there are zeros.
         change = xp.abs(wide - xp.roll(wide, (dy, dx), (0, 1))).max(3)
-        phases = [
-            change[i::stride, j::stride].sum((0, 1))
-            for i in range(stride)
-            for j in range(stride)
-        ]
         length = float(pixel_distance(np.array(step), ground_metric))
-        constants.append(xp.stack(phases).max() / length)
+        constants.append(_worst_phase(change, stride) / length)
     return xp.stack(constants).max()
 
 
@@ -219,14 +218,21 @@ def convolution_constant(kernel, stride: int = 1):
 
     Args:
       kernel: `[k, k, C, D]`.
-      stride: as there.
+      stride: positions from one output to the next.
 
     Returns:
       Scalar.
     """
     xp = kernel.__array_namespace__()
-    reach = xp.abs(kernel).sum(2).max(2)
+    return _worst_phase(xp.abs(kernel).sum(2).max(2), stride)
+
+
+def _worst_phase(changes, stride):
+    """Largest sum of `[h, w, ...]` over the positions that one output phase sees."""
+    xp = changes.__array_namespace__()
     phases = [
-        reach[i::stride, j::stride].sum() for i in range(stride) for j in range(stride)
+        changes[i::stride, j::stride].sum((0, 1))
+        for i in range(stride)
+        for j in range(stride)
     ]
     return xp.stack(phases).max()

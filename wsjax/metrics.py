@@ -19,13 +19,12 @@ def check_ground_metric(name: str) -> None:
         )
 
 
-def pixel_distance(step, ground_metric: str, xp=np):
+def pixel_distance(step, ground_metric: str):
     """Length of steps from pixel to pixel.
 
     Args:
       step: `[..., 2]` array, rows and columns.
       ground_metric: "l1" or "l2".
-      xp: `numpy`, or `jax.numpy` for arrays on the device.
 
     Returns:
       `[...]`, in pixels.
@@ -35,8 +34,8 @@ def pixel_distance(step, ground_metric: str, xp=np):
     """
     check_ground_metric(ground_metric)
     if ground_metric == "l1":
-        return xp.abs(step).sum(-1)
-    return xp.hypot(step[..., 0] * 1.0, step[..., 1] * 1.0)
+        return np.abs(step).sum(-1)
+    return np.hypot(step[..., 0] * 1.0, step[..., 1] * 1.0)
 
 
 def pixel_distances(height: int, width: int, ground_metric: str) -> np.ndarray:

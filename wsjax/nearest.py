@@ -29,7 +29,6 @@ what solving for all would. Distances are in pixels x fraction of the mass, as r
 NumPy and SciPy only, on one core: set OMP_NUM_THREADS=1 where other work wants the others.
 """
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -180,16 +179,7 @@ class Index:
     def check(
         self, neighbours: int, softness: float, num_classes: int | None = None
     ) -> None:
-        """Refuses settings that `scores` would refuse.
-
-        Args:
-          neighbours: as in `scores`, as are the others.
-          softness: see there.
-          num_classes: see there.
-
-        Raises:
-          ValueError: one of them is outside its range.
-        """
+        """Raises ValueError for settings that `scores` would refuse."""
         if num_classes is not None and num_classes <= self.labels.max():
             raise ValueError(
                 f"num_classes={num_classes}, but there is a label {self.labels.max()}; "
@@ -371,9 +361,9 @@ class _Search:
         lower = self.lower[members]
         first = lower.argpartition(self.neighbours - 1)[: self.neighbours]
         self.leading[group] = members[first]
-        self.low[group] = _soft_minimum(lower[first], self.softness)
+        self.low[group] = soft_minimum(lower[first], self.softness)
         upper = _smallest(self.upper[members], self.neighbours)
-        self.high[group] = _soft_minimum(upper, self.softness)
+        self.high[group] = soft_minimum(upper, self.softness)
 
     def _exact(self, candidate):
         """Bounds on a distance that differ by rounding."""
@@ -387,13 +377,6 @@ class _Search:
         )
         lower, upper = transport.distance_bounds(image, other, index.ground_metric)
         return max(lower - index._rounding, 0.0), upper + index._rounding
-
-
-def _soft_minimum(values, softness):
-    """F of the theorem, of `[m]` distances of which all may be infinite."""
-    if math.isinf(values.min()):
-        return math.inf
-    return float(soft_minimum(values, softness))
 
 
 def _smallest(values, number):

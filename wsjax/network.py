@@ -103,10 +103,10 @@ class LipschitzNetwork:
         metrics.check_ground_metric(self.ground_metric)
         potentials.check_quantised(self.potentials, self.exponent, self.ground_metric)
         width = len(self.potentials)
-        check_bias("offsets", self.offsets, width)
+        _check_bias("offsets", self.offsets, width)
         for number, rows in enumerate((*self.hidden, self.last)):
             name = "the last layer" if rows is self.last else f"hidden layer {number}"
-            check_rows(name, rows, width)
+            _check_rows(name, rows, width)
             if self.group < 1 or width % self.group:
                 raise ValueError(
                     f"{width} numbers before {name} do not divide into groups of "
@@ -124,11 +124,6 @@ class LipschitzNetwork:
         return self.potentials.shape[1:]
 
     @property
-    def num_classes(self) -> int:
-        """K."""
-        return len(self.last.units)
-
-    @property
     def constants(self) -> np.ndarray:
         """`[K, K]` float64 Lipschitz constants of the differences of scores, exact."""
         units = self.last.units.astype(np.int64)
@@ -138,7 +133,9 @@ class LipschitzNetwork:
     @property
     def precision(self) -> float:
         """How far a computed score can be from the true one; see the head of this file."""
-        size = float(np.ldexp(np.abs(self.potentials.astype(np.int64)).max(), -self.exponent))
+        size = float(
+            np.ldexp(np.abs(self.potentials.astype(np.int64)).max(), -self.exponent)
+        )
         terms = 2 * self.potentials[0].size + 2
         off = _gamma(terms) * size + _UNIT * (size + _largest(self.offsets))
         size += _largest(self.offsets)
@@ -160,16 +157,19 @@ class LipschitzNetwork:
           ValueError: images of another shape.
         """
         images = np.asarray(images)
-        if images.shape[1:] != self.image_shape:
-            raise ValueError(
-                f"Images have shape {images.shape[1:]}, the network reads "
-                f"{self.image_shape}."
-            )
+        self.check_shape(images.shape[1:])
         pixels = images.astype(np.float64).reshape(len(images), -1)
         # By a power of two, so that no sum overflows and no product underflows.
         _, size = np.frexp(pixels.max(1, keepdims=True))
         pixels = np.ldexp(pixels, -size)
         return _forward(self._weights, self.group, pixels)
+
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Raises ValueError unless images of this shape are what the network reads."""
+        if shape != self.image_shape:
+            raise ValueError(
+                f"Images have shape {shape}, the network reads {self.image_shape}."
+            )
 
     @functools.cached_property
     def _weights(self):
@@ -207,7 +207,7 @@ def _forward(weights, group, pixels):
     return found
 
 
-def check_rows(name: str, rows: Rows, width: int) -> None:
+def _check_rows(name: str, rows: Rows, width: int) -> None:
     """Refuses a layer that is not of whole numbers with L1 norms of at most one.
 
     Raises:
@@ -222,7 +222,7 @@ def check_rows(name: str, rows: Rows, width: int) -> None:
         raise ValueError(f"exponent={rows.exponent} of {name} is outside [0, 30].")
     if rows.units.shape[1] != width:
         raise ValueError(f"{name} reads {rows.units.shape[1]} numbers, not {width}.")
-    check_bias(f"the bias of {name}", rows.bias, len(rows.units))
+    _check_bias(f"the bias of {name}", rows.bias, len(rows.units))
     norms = np.abs(rows.units.astype(np.int64)).sum(1)
     for row in np.flatnonzero(norms > 2**rows.exponent):
         raise ValueError(
@@ -231,7 +231,7 @@ def check_rows(name: str, rows: Rows, width: int) -> None:
         )
 
 
-def check_bias(name: str, bias: np.ndarray, width: int) -> None:
+def _check_bias(name: str, bias: np.ndarray, width: int) -> None:
     """Refuses biases that are not `[width]` finite float64.
 
     Raises:

@@ -72,27 +72,24 @@ def slopes(potentials: np.ndarray, ground_metric: str) -> np.ndarray:
     check_potentials(potentials)
     potentials = np.asarray(potentials, np.float64)
     steepest = np.zeros(len(potentials))
-    for rise, distance in _differences(potentials, ground_metric):
-        steepest = np.maximum(steepest, rise / distance)
+    for rise, dy, dx in _rises(potentials, ground_metric):
+        steepest = np.maximum(steepest, rise / math.hypot(dy, dx))
     return steepest * _UP
 
 
-def _differences(potentials, ground_metric):
-    """Yields the largest absolute differences `[J]` at each step, and its length."""
+def _rises(potentials, ground_metric):
+    """Yields the largest absolute differences `[J]` at each step, and the step.
+
+    Steps that hold no pixel in between, one of each pair of opposite ones.
+    """
     check_ground_metric(ground_metric)
     _, height, width, _ = potentials.shape
-    for dy, dx in _all_steps(height, width, ground_metric):
-        there, here = _ends(dy, dx)
-        rise = np.abs(potentials[there] - potentials[here]).max((1, 2, 3))
-        yield rise, math.hypot(dy, dx)
-
-
-def _all_steps(height, width, ground_metric):
-    """Steps that hold no pixel in between, one of each pair of opposite ones."""
     for dy in range(height):
         for dx in range(-width + 1 if dy else 1, width):
             if math.gcd(dy, dx) == 1 and (ground_metric == "l2" or not dy * dx):
-                yield dy, dx
+                there, here = _ends(dy, dx)
+                rise = np.abs(potentials[there] - potentials[here]).max((1, 2, 3))
+                yield rise, dy, dx
 
 
 def _ends(dy, dx):
@@ -120,11 +117,14 @@ def near_slopes(potentials: jax.Array, ground_metric: str) -> jax.Array:
     Returns:
       `[J]`: between 1 and `STRETCH` times what `slopes` says, but for rounding.
     """
-    near = [
+    potentials = jnp.asarray(potentials)
+    # A single pixel has no slope.
+    near = [jnp.zeros(len(potentials), potentials.dtype)]
+    near += [
         jnp.abs(potentials[there] - potentials[here]).max((1, 2, 3)) / distance
         for there, here, distance in _near_steps(potentials, ground_metric)
     ]
-    return jnp.max(jnp.stack(near), 0) * STRETCH[ground_metric] if near else 0.0
+    return jnp.max(jnp.stack(near), 0) * STRETCH[ground_metric]
 
 
 def sweep(potentials: jax.Array, ground_metric: str) -> jax.Array:
@@ -140,7 +140,7 @@ def sweep(potentials: jax.Array, ground_metric: str) -> jax.Array:
     Returns:
       Array of the same shape and dtype.
     """
-    low = high = potentials
+    low = high = potentials = jnp.asarray(potentials)
     for there, here, distance in _near_steps(potentials, ground_metric):
         for one, other in ((there, here), (here, there)):
             low = low.at[one].min(potentials[other] + distance)
@@ -168,13 +168,13 @@ def project(potentials: np.ndarray, ground_metric: str) -> np.ndarray:
     check_potentials(potentials)
     count, height, width, channels = np.shape(potentials)
     distances = pixel_distances(height, width, ground_metric)
-    flat = np.asarray(potentials, np.float64).reshape(count, height * width, channels)
-    flat = np.moveaxis(flat, 2, 1).reshape(-1, height * width)
-    projected = np.empty_like(flat)
-    for row, values in enumerate(flat):
-        low = (values + distances).min(1)
-        projected[row] = (low + (values - distances).max(1)) / 2
-    projected = projected.reshape(count, channels, height, width)
+    values = np.moveaxis(np.asarray(potentials, np.float64), -1, 1)
+    flat = values.reshape(-1, height * width)
+    rows = np.empty_like(flat)
+    for row, one in enumerate(flat):
+        low = (one + distances).min(1)
+        rows[row] = (low + (one - distances).max(1)) / 2
+    projected = rows.reshape(count, channels, height, width)
     return np.moveaxis(projected, 1, -1)
 
 
@@ -208,7 +208,7 @@ def between_classes(
     if len(np.unique(np.asarray(labels)[inked])) < 2:
         raise ValueError("Pairs of different classes need images of two classes.")
     rng = np.random.default_rng(seed)
-    found = []
+    found: list[np.ndarray] = []
     while len(found) < count:
         first, second = rng.choice(inked, 2)
         if labels[first] != labels[second]:
@@ -218,13 +218,11 @@ def between_classes(
             both = (mass > 0).all(0)
             pair = np.where(both, pair / np.where(mass > 0, mass, 1.0), 0.0)
             if pair.any():
-                found.append(exact_potential(*pair, ground_metric))
+                found.append(exact_potential(pair[0], pair[1], ground_metric))
     return np.stack(found)
 
 
-def quantised(
-    potentials: np.ndarray, ground_metric: str, exponent: int
-) -> np.ndarray:
+def quantised(potentials: np.ndarray, ground_metric: str, exponent: int) -> np.ndarray:
     """Whole multiples of `2**-exponent` near given potentials, slopes within one.
 
     Functions with larger slopes are flattened first. Rounding moves differences by less
@@ -273,14 +271,10 @@ def check_quantised(units: np.ndarray, exponent: int, ground_metric: str) -> Non
     if not 0 <= exponent <= 24:
         raise ValueError(f"exponent={exponent} of potentials is outside [0, 24].")
     check_potentials(units)
-    check_ground_metric(ground_metric)
     units = np.asarray(units, np.int64)
     if np.abs(units).max() >= 2**31:
         raise ValueError("Potentials hold numbers beyond 32 bits.")
-    _, height, width, _ = units.shape
-    for dy, dx in _all_steps(height, width, ground_metric):
-        there, here = _ends(dy, dx)
-        rise = np.abs(units[there] - units[here]).max((1, 2, 3), initial=0)
+    for rise, dy, dx in _rises(units, ground_metric):
         # The largest whole number whose square is allowed.
         most = math.isqrt(4**exponent * (dy * dy + dx * dx))
         for which in np.flatnonzero(rise > most):

@@ -44,19 +44,7 @@ def _of_sigma(theorem):
 def gaussian_scores(
     law: noise.NoiseLaw, image_shape: tuple[int, ...], ground_metric: str
 ) -> ProbabilityScores:
-    """Scores of a Gaussian law; `kappa` is computed here, from the law.
-
-    Args:
-      law: `noise.FlowGaussian` or a law of `gaussian`.
-      image_shape: `(H, W, C)` of the images to certify.
-      ground_metric: "l1" or "l2".
-
-    Returns:
-      The `ProbabilityScores`.
-
-    Raises:
-      ValueError: as `gaussian.kappa`.
-    """
+    """Scores of a Gaussian law; arguments and errors as in `gaussian_smoothing`."""
     kappa = gaussian.kappa(law, image_shape, ground_metric)
     return certificates.gaussian(kappa, ground_metric)
 

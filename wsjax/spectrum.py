@@ -58,7 +58,9 @@ def power_law(image_shape: tuple[int, ...], sigma: float, gamma: float) -> np.nd
     Raises:
       ValueError: `image_shape` or a number is outside its range.
     """
-    height, width, channels = _checked_shape(image_shape)
+    if len(image_shape) != 3 or min(image_shape) < 1:
+        raise ValueError(f"An image has shape (H, W, C), got {image_shape}.")
+    height, width, channels = image_shape
     if not (0 < sigma < np.inf and np.isfinite(gamma)):
         raise ValueError(
             f"sigma={sigma!r} and gamma={gamma!r} should be a positive finite and a "
@@ -130,7 +132,7 @@ def power_spectrum(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         half += (left.real @ right.real) + (left.imag @ right.imag)
     # Real images: the other half of the frequencies mirrors this one.
     rest = np.arange(1, width - width // 2)
-    mirrored = _reflected_rows(half)[:, rest[::-1]]
+    mirrored = np.roll(half[::-1], 1, axis=0)[:, rest[::-1]]
     power = np.concatenate([half, mirrored], axis=1)
     return mean, power / (len(images) * height * width)
 
@@ -282,17 +284,12 @@ def torus_distances(height: int, width: int, ground_metric: str) -> np.ndarray:
       ValueError: an unknown metric.
     """
     check_ground_metric(ground_metric)
-    y = _folded(height)[:, None]
-    x = _folded(width)[None, :]
+    # Distances on a ring from its first position.
+    y, x = (np.minimum(np.arange(n), n - np.arange(n)) * 1.0 for n in (height, width))
+    y = y[:, None]
     distances = y + x if ground_metric == "l1" else np.hypot(y, x)
     distances[0, 0] = np.inf
     return distances
-
-
-def _folded(size):
-    """Distance of each position on a ring from the first."""
-    steps = np.arange(size, dtype=np.float64)
-    return np.minimum(steps, size - steps)
 
 
 def square_root(spectrum: np.ndarray) -> np.ndarray:
@@ -302,17 +299,7 @@ def square_root(spectrum: np.ndarray) -> np.ndarray:
     return np.einsum("hwij,hwj,hwkj->hwik", vectors, roots, vectors)
 
 
-def _reflected_rows(half):
-    return np.roll(half[::-1], 1, axis=0)
-
-
 def is_even(matrices: np.ndarray) -> bool:
     """Whether an array `[H, W, ...]` over frequencies has equal values at w and -w."""
     mirrored = np.roll(matrices[::-1, ::-1], (1, 1), axis=(0, 1))
     return bool((matrices == mirrored).all())
-
-
-def _checked_shape(image_shape):
-    if len(image_shape) != 3 or min(image_shape) < 1:
-        raise ValueError(f"An image has shape (H, W, C), got {image_shape}.")
-    return image_shape

@@ -1,10 +1,9 @@
-"""Exact Wasserstein distances, and plans that move mass from pixel to pixel.
+"""Exact Wasserstein distances, and the flow plans that attain them.
 
 The distance is a linear program, solved on the host in float64: by the network simplex
 of POT (https://pythonot.github.io, MIT licence) where that is installed, whose answers
 are proved optimal here before they are used, and by SciPy's HiGHS otherwise. It is the
-judge of attacks and certificates, so it errs by rounding only. Turning a transport
-plan into a flow plan is pure JAX, and safe under `jit`, `vmap`, `grad`.
+judge of attacks and certificates, so it errs by rounding only.
 
 Distances are in pixels x fraction of the image's total mass: 0.01 is 1 % of the mass
 moved by one pixel. Mass moves within its channel.
@@ -15,10 +14,7 @@ import functools
 import os
 import sys
 import warnings
-from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
@@ -34,22 +30,6 @@ OPTIMAL = 1e-11  # What a plan may lose, as a fraction of the longest way.
 _SOLVER = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
 # With so many pairs of pixels or more, HiGHS on the grid catches up with POT on pairs.
 _MANY_PAIRS = 2**20
-
-
-class TransportPlan(NamedTuple):
-    """Parcels of mass, each with its origin and destination in one channel.
-
-    Attributes:
-      source: `[P, 2]` int, row and column each parcel comes from.
-      target: `[P, 2]` int, row and column it goes to.
-      channel: `[P]` int, the channel it stays in.
-      mass: `[P]` float, what it weighs; zero for padding.
-    """
-
-    source: jax.Array | np.ndarray
-    target: jax.Array | np.ndarray
-    channel: jax.Array | np.ndarray
-    mass: jax.Array | np.ndarray
 
 
 def exact_distance(
@@ -114,18 +94,9 @@ def distance_bounds(
     that it misplaces. The two differ by rounding, some 1e-14, by the network simplex,
     and by up to 1e-8 by HiGHS, whose tolerances are coarser.
 
-    Args:
-      a: as in `exact_distance`, as are the other arguments.
-      b: the other image.
-      ground_metric: "l1" or "l2".
-      mass_tolerance: see `exact_distance`.
-
-    Returns:
-      `(lower, upper)`, in the unit of `exact_distance`; they are proved in exact
-      arithmetic, and evaluated in float64, with relative errors of some 1e-14.
-
-    Raises:
-      ValueError: as `exact_distance`.
+    Returns `(lower, upper)`; they are proved in exact arithmetic, and evaluated in
+    float64, with relative errors of some 1e-14. Arguments, unit and errors are those of
+    `exact_distance`.
     """
     check_ground_metric(ground_metric)
     return _bounds(_excess(a, b, mass_tolerance), ground_metric)
@@ -137,21 +108,13 @@ def exact_flow(
     """A cheapest flow plan from one image to another: the "l1" distance, edge by edge.
 
     With `m` the mass of `a`, `apply_flow(a / m, plan)` is `b / m` and `flow_cost(plan)`
-    the distance. There may be several such plans.
-
-    Args:
-      a: as in `exact_distance`, as are `b` and `mass_tolerance`.
-      b: the image to reach.
-      mass_tolerance: see `exact_distance`.
-
-    Returns:
-      `FlowPlan` of NumPy float64 arrays, in fractions of the mass of `a`.
-
-    Raises:
-      ValueError: as `exact_distance`.
+    the distance. There may be several such plans. This one has NumPy float64 arrays, in
+    fractions of the mass of `a`.
 
     Source: Beckmann's form of the problem: minimise the L1 norm of the flow subject
     to its divergence, Levine & Feizi, arXiv:1910.10783, Section 4.
+
+    Arguments and errors are those of `exact_distance`.
     """
     return _flow(_excess(a, b, mass_tolerance))
 
@@ -179,70 +142,15 @@ def exact_potential(
     potential = np.zeros(excess.shape)
     pixels = np.argwhere(np.ones(excess.shape[:2]))
     for channel in range(excess.shape[2]):
-        give, take, source, target = _sides(excess[:, :, channel])
-        if len(give):
-            cost = pixel_distance(source[:, None] - target, ground_metric)
-            prices = _cheapest(np.float64(cost), give, take)[2][len(give) :]
+        problem = _problem(excess[:, :, channel], ground_metric)
+        if problem is not None:
+            cost, give, take, target = problem
+            prices = _cheapest(cost, give, take)[2][len(give) :]
             # What is furthest from being undercut: a minimum of functions of slope one.
             ways = pixel_distance(pixels[:, None] - target, ground_metric)
             lowest = (ways - prices).min(1)
             potential[:, :, channel] = lowest.reshape(excess.shape[:2])
     return potential
-
-
-def transport_cost(plan: TransportPlan, ground_metric: str = "l1") -> jax.Array:
-    """What a transport plan pays: mass times distance, summed over parcels.
-
-    Args:
-      plan: any plan.
-      ground_metric: "l1" or "l2".
-
-    Returns:
-      Scalar in pixels x the unit of `plan.mass`.
-
-    Raises:
-      ValueError: another ground metric.
-    """
-    mass = jnp.asarray(plan.mass)
-    distance = pixel_distance(plan.source - plan.target, ground_metric, jnp)
-    return (mass * distance.astype(mass.dtype)).sum()
-
-
-def flow_from_transport(
-    plan: TransportPlan, image_shape: tuple[int, int, int]
-) -> FlowPlan:
-    """Carries every parcel along pixel edges: down or up first, then sideways.
-
-    Each parcel pays its Manhattan distance. Parcels that cross an edge in opposite
-    directions cancel, hence, up to rounding,
-
-      * applying the flow does what the plan does, and
-      * `flow_cost(flow) <= transport_cost(plan, "l1")`, with equality when no two
-        parcels cross an edge in opposite directions; an optimal plan has none.
-
-    Takes O(P + H W C) time and memory.
-
-    Args:
-      plan: parcels within the image; indices are not checked.
-      image_shape: `(H, W, C)`, static under `jit`.
-
-    Returns:
-      `FlowPlan` in the unit and dtype of `plan.mass`.
-
-    Raises:
-      ValueError: `image_shape` is not three positive sizes.
-    """
-    flow_shape(image_shape)
-    mass, channel = jnp.asarray(plan.mass), plan.channel
-    (row, column), (new_row, new_column) = plan.source.T, plan.target.T
-    empty = jnp.zeros(image_shape, mass.dtype)
-    # Running sums: a parcel is on the edges between where it joins and where it
-    # leaves, with a minus sign if it leaves before it joins.
-    down = empty.at[row, column, channel].add(mass)
-    down = down.at[new_row, column, channel].add(-mass)
-    right = empty.at[new_row, column, channel].add(mass)
-    right = right.at[new_row, new_column, channel].add(-mass)
-    return FlowPlan(jnp.cumsum(down, axis=0)[:-1], jnp.cumsum(right, axis=1)[:, :-1])
 
 
 def _excess(a, b, mass_tolerance):
@@ -297,22 +205,26 @@ def _bounds(excess, ground_metric):
     bounds = np.zeros(2)
     for channel in range(excess.shape[2]):
         surplus = excess[:, :, channel]
-        give, take, source, target = _sides(surplus)
-        if len(give):
-            cost = pixel_distance(source[:, None] - target, ground_metric)
-            lower, upper, _ = _cheapest(np.float64(cost), give, take)
+        problem = _problem(surplus, ground_metric)
+        if problem is not None:
+            lower, upper, _ = _cheapest(*problem[:3])
             bounds += np.abs(surplus).sum() / 2 * np.array([lower, upper])
     return float(bounds[0]), float(bounds[1])
 
 
-def _sides(surplus):
-    """Who gives and who takes, of mass one each, and where; nobody if all is level."""
-    source, target = np.argwhere(surplus > 0), np.argwhere(surplus < 0)
-    give, take = surplus[surplus > 0], -surplus[surplus < 0]
+def _problem(surplus, ground_metric):
+    """What it costs to carry off `surplus` `[H, W]`; None if it is level.
+
+    `(cost [n, m], give [n], take [m], places of the takers [m, 2])`, `give` and `take` of
+    mass one.
+    """
     if np.abs(surplus).sum() / 2 <= _SAME:
-        return give[:0], take[:0], source[:0], target[:0]
+        return None
+    source, target = np.argwhere(surplus > 0), np.argwhere(surplus < 0)
+    cost = pixel_distance(source[:, None] - target, ground_metric)
+    give, take = surplus[surplus > 0], -surplus[surplus < 0]
     # Where hardly anything moves, their sums differ by more than rounding.
-    return give / give.sum(), take / take.sum(), source, target
+    return np.float64(cost), give / give.sum(), take / take.sum(), target
 
 
 def _cheapest_flow(surplus):
@@ -345,9 +257,9 @@ def _cheapest_flow(surplus):
 
 
 def _cheapest(cost, give, take):
-    """Bounds on the least `cost` `[n, m]` of a transport, and the prices that prove them.
+    """Bounds on the least `cost` `[n, m]` of a transport, and prices that prove them.
 
-    From `give` to `take`, of mass one, `[n]` and `[m]`; prices `[n + m]`.
+    From `give` to `take`, of mass one, `[n]` and `[m]`; prices are `[n + m]`.
     """
     bounds = _by_network_simplex(cost, give, take)
     return _by_column_generation(cost, give, take) if bounds is None else bounds

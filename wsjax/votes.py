@@ -306,15 +306,7 @@ def _check_sizes(n, start, block_size, backend):
 
 
 def check_groups(groups: int, devices: int) -> None:
-    """Refuses numbers of groups that a number of devices cannot form.
-
-    Args:
-      groups: as in `count_votes_each`.
-      devices: how many there are.
-
-    Raises:
-      ValueError: `groups` is not a positive whole number that divides `devices`.
-    """
+    """Raises ValueError unless `groups` is positive, whole and divides `devices`."""
     if int(groups) != groups or groups < 1 or devices % groups:
         raise ValueError(
             f"groups={groups!r} does not divide {devices} devices into equal groups; "

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wsjax.attacks import growing, losses
-from wsjax.attacks.checks import check_not_negative, check_positive, check_whole
+from wsjax.attacks.checks import check_not_negative, check_settings
 from wsjax.attacks.growing import AttackResult
 from wsjax.attacks.sinkhorn import Duals, sinkhorn_projection
 from wsjax.attacks.victims import Victim, as_victim
@@ -63,21 +63,9 @@ class CapacityAttack:
     batch_size: int = 32
 
     def __post_init__(self):
-        check_positive(
-            step_size=self.step_size,
-            epsilon=self.epsilon,
-            regularization=self.regularization,
-            tolerance=self.tolerance,
-            mass_tolerance=self.mass_tolerance,
-        )
-        check_not_negative(epsilon_growth=self.epsilon_growth, slack=self.slack)
-        check_whole(
-            epsilon_every=self.epsilon_every,
-            max_steps=self.max_steps,
-            projection_iterations=self.projection_iterations,
-            batch_size=self.batch_size,
-        )
         window_cost(self.kernel_size, self.ground_metric)
+        check_settings(self, "epsilon_growth", "slack")
+        check_not_negative(epsilon_growth=self.epsilon_growth, slack=self.slack)
 
 
 def capacity_attack(
@@ -93,18 +81,8 @@ def capacity_attack(
     Nothing is repaired: points can be outside their ball by the tolerances, see
     `measure`.
 
-    Args:
-      images: `[N, H, W, C]` float, in [0, 1], none all black.
-      labels: `[N]` int, the right answers.
-      victim: who is attacked, as in `sinkhorn_attack`; gradients are without noise.
-      key: as in `sinkhorn_attack`; for answers only.
-      settings: see `CapacityAttack`.
-
-    Returns:
-      `AttackResult`.
-
-    Raises:
-      ValueError: as `sinkhorn_attack`.
+    Arguments, result and errors are those of `sinkhorn_attack`; gradients are without
+    noise, and `key` is for answers only.
 
     Source: Hu, Swaminathan, Salman & Yang, arXiv:2004.12478, and the schedule of
     their published code.

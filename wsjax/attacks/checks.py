@@ -1,7 +1,22 @@
 """Checks of what attacks are given: images, and Python numbers."""
 
+import dataclasses
+
 import jax
 import numpy as np
+
+
+def check_settings(settings, *others):
+    """Refuses settings of an attack: floats are positive and finite, integers positive.
+
+    Args:
+      settings: frozen dataclass with defaults, whose types say which is which.
+      *others: names of those with another range.
+    """
+    for field in dataclasses.fields(settings):
+        check = {float: check_positive, int: check_whole}.get(type(field.default))
+        if check and field.name not in others:
+            check(**{field.name: getattr(settings, field.name)})
 
 
 def check_positive(**values):

@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wsjax.attacks import growing, losses
-from wsjax.attacks.checks import check_positive, check_whole
+from wsjax.attacks.checks import check_positive, check_settings, check_whole
 from wsjax.attacks.growing import AttackResult
 from wsjax.attacks.victims import Victim, as_victim
 from wsjax.attacks.windows import EMPTY, Grid, window_cost
@@ -132,23 +132,14 @@ def linear_oracle(
     Runs under `jit` and `vmap`.
 
     Args:
-      center: `[H, W, C]` float, nonnegative and not all zero.
+      center: as in `coupling_projection`, as are all that are not named here.
       slopes: `[H, W, C]`, what a unit of mass in each pixel is worth.
-      epsilon: positive scalar, pixels x fraction of the mass of `center`.
       gamma: weight of the entropy, in the unit of `slopes`. As it goes to zero the
         answer goes to that of the linear program.
-      kernel_size: see `window_cost`, as is `ground_metric`.
-      ground_metric: "l1" or "l2".
-      price: where to start, nearer to the answer being faster.
-      max_iterations: evaluations of what is spent, at most.
-      tolerance: relative error in what is spent at which to stop; the budget itself
-        is kept to rounding.
+      kernel_size: see `window_cost`.
 
     Returns:
-      `Coupling`, dtypes of `center`.
-
-    Raises:
-      ValueError: shapes do not fit, or a Python number is outside its range.
+      `Coupling`, dtypes of `center`; errors as there.
 
     Source: Wu, Wang & Yu, ICML 2020, Section 5; derivation at the head of this module.
     """
@@ -208,15 +199,10 @@ class _Problem:
         self.max_iterations, self.tolerance = max_iterations, tolerance
 
     def solve(self, plan_at, highest, start):
-        """Finds the price at which a plan spends the budget.
+        """The `Coupling` at the price, from `start` on, that spends the budget.
 
-        Args:
-          plan_at: price to `(plan [k * k, L], slope)`, the slope that of what is spent.
-          highest: a price at which less than the budget is spent.
-          start: where to begin.
-
-        Returns:
-          `Coupling`.
+        `plan_at` makes of a price a plan `[k * k, L]` and the slope of what it spends,
+        which at the price `highest` is less than the budget.
         """
 
         def spent(plan):
@@ -353,13 +339,8 @@ class DualAttack:
             )
         for epsilon in radii:
             check_positive(epsilons=epsilon)
-        check_positive(step_size=self.step_size, gamma=self.gamma)
-        check_whole(
-            max_steps=self.max_steps,
-            dual_iterations=self.dual_iterations,
-            batch_size=self.batch_size,
-        )
         window_cost(self.kernel_size, self.ground_metric)
+        check_settings(self)
 
 
 WU_PROJECTION = DualAttack("projection", dual_iterations=25)
@@ -383,19 +364,12 @@ def dual_attack(
     largest entry of one, among the couplings within budget. Nothing is repaired: an
     image has the mass of its original and is in the ball, but pixels can exceed one.
 
-    Args:
-      images: `[N, H, W, C]` float, in [0, 1], none all black.
-      labels: `[N]` int, the right answers.
-      victim: who is attacked, as in `sinkhorn_attack`; gradients are without noise.
-      key: as in `sinkhorn_attack`; for answers only.
-      settings: see `DualAttack`.
+    Arguments and errors are those of `sinkhorn_attack`; gradients are without noise, and
+    `key` is for answers only.
 
     Returns:
       `AttackResult`; `epsilon` is the smallest successful radius, `steps` counts those
       at all radii, and answers are those at the unclipped image.
-
-    Raises:
-      ValueError: as `sinkhorn_attack`.
 
     Source: Wu, Wang & Yu, "Stronger and Faster Wasserstein Adversarial Attacks", ICML
     2020, arXiv:2008.02883, and the schedule of their published code.
@@ -453,18 +427,15 @@ def _step(slots, turn, *, numbers, classify, compiled):
     slopes = jnp.where(points <= ceiling + _ROUNDING, slopes, 0)
     slopes = losses.with_largest_one(slopes)
 
+    def search(price, live):
+        # Nobody waits for images that are done.
+        most = jnp.where(live, numbers["dual_iterations"], 0)
+        return {"ground_metric": ground_metric, "price": price, "max_iterations": most}
+
     def project(center, plan, slopes, epsilon, price, live):
         seen = grid.picture(jnp.stack(grid.seen(grid.flat(slopes), 0)))
         goal = plan + numbers["step_size"] * seen.reshape(plan.shape)
-        found = coupling_projection(
-            center,
-            goal,
-            epsilon,
-            ground_metric=ground_metric,
-            price=price,
-            # Nobody waits for images that are done.
-            max_iterations=jnp.where(live, numbers["dual_iterations"], 0),
-        )
+        found = coupling_projection(center, goal, epsilon, **search(price, live))
         return found.mass, coupling_image(found.mass), found.price
 
     def farthest(center, slopes, epsilon, price, live):
@@ -474,10 +445,7 @@ def _step(slots, turn, *, numbers, classify, compiled):
             epsilon,
             gamma=numbers["gamma"],
             kernel_size=size,
-            ground_metric=ground_metric,
-            price=price,
-            # Nobody waits for images that are done.
-            max_iterations=jnp.where(live, numbers["dual_iterations"], 0),
+            **search(price, live),
         )
         return coupling_image(found.mass), found.price
 

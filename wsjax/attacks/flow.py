@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wsjax.attacks import losses, polytope, repair
-from wsjax.attacks.checks import check_images, check_positive, check_whole
+from wsjax.attacks.checks import check_images, check_settings
 from wsjax.attacks.growing import AttackResult
 from wsjax.attacks.victims import Draws, Victim, as_victim, image_draws, is_wrong
 from wsjax.transport import exact_distance
@@ -85,17 +85,7 @@ class FlowAttack:
                 f"radius={self.radius} is no distance: a positive number of pixels x "
                 f"fraction of mass, or 0 to look for the smallest."
             )
-        for name in ("step_size", "start_radius"):
-            check_positive(**{name: getattr(self, name)})
-        for name in (
-            "max_steps",
-            "inner_steps",
-            "restarts",
-            "num_samples",
-            "num_votes",
-            "batch_size",
-        ):
-            check_whole(**{name: getattr(self, name)})
+        check_settings(self, "radius", "neighbours", "levels")
         if self.levels != int(self.levels) or self.levels < 0:
             raise ValueError(
                 f"levels={self.levels} is neither 0 (any floats) nor the largest "

@@ -60,13 +60,8 @@ def measure(images: ArrayLike, adversarial: ArrayLike) -> Measurement:
 def restore_mass(image: ArrayLike, moved: ArrayLike) -> np.ndarray | None:
     """Rescales each channel of `moved` to the mass it has in `image`.
 
-    Args:
-      image: `[H, W, C]`, the original.
-      moved: the same shape, nonnegative.
-
-    Returns:
-      `[H, W, C]` float64, or None where a channel went black and nothing is left to
-      rescale. Pixels may come out above one.
+    `[H, W, C]` float64, or None where a channel went black and nothing is left to
+    rescale. Pixels may come out above one.
     """
     after = np.asarray(moved, np.float64)
     masses = np.asarray(image, np.float64).sum((0, 1))

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from wsjax.attacks import growing, losses
-from wsjax.attacks.checks import check_images, check_positive, check_whole
+from wsjax.attacks.checks import check_images, check_settings
 from wsjax.attacks.growing import AttackResult
 from wsjax.attacks.sinkhorn import sinkhorn_projection
 from wsjax.attacks.victims import Victim, as_victim
@@ -81,17 +81,8 @@ class SinkhornAttack:
                 f"epsilon_factor={self.epsilon_factor} is below 1; the ball grows. "
                 f"Use 1.0 for an attack at one fixed radius."
             )
-        for name in ("step_size", "epsilon", "regularization", "tolerance"):
-            check_positive(**{name: getattr(self, name)})
-        for name in (
-            "epsilon_every",
-            "max_steps",
-            "projection_iterations",
-            "num_samples",
-            "batch_size",
-        ):
-            check_whole(**{name: getattr(self, name)})
         window_cost(self.kernel_size, self.ground_metric, self.power)
+        check_settings(self)
 
 
 def sinkhorn_attack(

@@ -208,3 +208,29 @@ class Certifier(abc.ABC):
         Raises:
           ValueError: the rows contradict themselves.
         """
+
+
+class WithoutVotes(Certifier):
+    """A kind that draws nothing: one row serves one theorem, which holds for certain."""
+
+    # So that any config may be certified this way.
+    ignores: ClassVar[tuple[str, ...]] = (
+        *("n0", "n", "alpha", "use_runner_up"),
+        *("block_size", "backend", "groups"),
+    )
+
+    def predict_each(
+        self, images: Iterable[Any], keys: Iterable[jax.Array] | None = None
+    ) -> Iterator[Prediction]:
+        """See `Certifier.predict_each`: the selected class, certified or not."""
+        for certificate in self.certify_each(images, keys):
+            yield Prediction(certificate.selected)
+
+    def cells(self, certificate: Certificate) -> dict[str, Any]:
+        return certificate.evidence._asdict()
+
+    @classmethod
+    def outcomes(
+        cls, rows: Mapping[str, np.ndarray], recorded: Mapping[str, Any]
+    ) -> list[Outcomes]:
+        return [Outcomes("", rows["predict"], rows["radius"], rows["selected"])]

@@ -13,9 +13,8 @@ import jax
 import numpy as np
 
 from wsjax import scores
-from wsjax.certifiers import base
-from wsjax.certifiers.base import Certificate, Outcomes, Prediction
-from wsjax.images import check_image
+from wsjax.certifiers import base, queue
+from wsjax.certifiers.base import Certificate
 from wsjax.network import LipschitzNetwork
 
 
@@ -30,7 +29,7 @@ class LipschitzEvidence(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class LipschitzScores(base.Certifier):
+class LipschitzScores(base.WithoutVotes):
     """The largest score of a `network.LipschitzNetwork`, and half of its lead.
 
     Holds for certain, also for the answers as they are computed: what these may be off
@@ -43,12 +42,6 @@ class LipschitzScores(base.Certifier):
     network: LipschitzNetwork
 
     columns: ClassVar[Mapping[str, str]] = {"rival": "int"}
-
-    # So that any config may be certified this way: there are no votes.
-    ignores: ClassVar[tuple[str, ...]] = (
-        *("n0", "n", "alpha", "use_runner_up"),
-        *("block_size", "backend", "groups"),
-    )
 
     def certify_each(
         self, images: Iterable[Any], keys: Iterable[jax.Array] | None = None
@@ -72,39 +65,19 @@ class LipschitzScores(base.Certifier):
             rival = int(np.flatnonzero(others + off == decision.upper)[0])
             yield Certificate(*decision, LipschitzEvidence(rival))
 
-    def predict_each(
-        self, images: Iterable[Any], keys: Iterable[jax.Array] | None = None
-    ) -> Iterator[Prediction]:
-        """See `Certifier.predict_each`: the class of the largest score."""
-        del keys
-        for found in self._scores(images):
-            yield Prediction(int(found.argmax()))
-
     def _scores(self, images):
         """Yields the scores of one image after another."""
-        images = iter(images)
-        bad: list[ValueError] = []
 
-        def good():
+        def fitting():
             for image in images:
-                try:
-                    check_image(image)
-                except ValueError as error:
-                    bad.append(error)
-                    return
-                yield np.asarray(image)
+                self.network.check_shape(np.shape(image))
+                yield image
 
-        checked = good()
-        # Together while their shapes are the same, which `scores` then looks at.
-        while batch := list(itertools.islice(checked, self.batch)):
-            shapes = [image.shape == self.network.image_shape for image in batch]
-            first_bad = shapes.index(False) if False in shapes else len(batch)
-            if first_bad:
-                yield from self.network.scores(np.stack(batch[:first_bad]))
-            if first_bad < len(batch):
-                self.network.scores(batch[first_bad][None])
-        if bad:
-            raise bad[0]
+        def work(batch, _):
+            yield from ()  # Nothing is waited for.
+            return self.network.scores(np.stack(batch))
+
+        return queue.run(work, fitting(), itertools.repeat(None), self.batch, 1)
 
     @property
     def batch(self) -> int:
@@ -134,12 +107,3 @@ class LipschitzScores(base.Certifier):
 
     def recorded(self) -> dict[str, Any]:
         return {"kind": "lipschitz", "ground_metric": self.network.ground_metric}
-
-    def cells(self, certificate: Certificate) -> dict[str, Any]:
-        return certificate.evidence._asdict()
-
-    @classmethod
-    def outcomes(
-        cls, rows: Mapping[str, np.ndarray], recorded: Mapping[str, Any]
-    ) -> list[Outcomes]:
-        return [Outcomes("", rows["predict"], rows["radius"], rows["selected"])]

@@ -13,7 +13,7 @@ import numpy as np
 
 from wsjax import scores
 from wsjax.certifiers import base
-from wsjax.certifiers.base import Certificate, Outcomes, Prediction
+from wsjax.certifiers.base import Certificate
 from wsjax.images import check_image
 from wsjax.nearest import Index
 
@@ -37,7 +37,7 @@ class NearestEvidence(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class NearestNeighbours(base.Certifier):
+class NearestNeighbours(base.WithoutVotes):
     """The class whose images are nearest in exact Wasserstein distance.
 
     Holds for certain, also for the answers as they are computed: what these may be off
@@ -64,12 +64,6 @@ class NearestNeighbours(base.Certifier):
         "rival_distance": "float",
         "num_exact": "int",
     }
-
-    # So that any config may be certified this way: there are no votes.
-    ignores: ClassVar[tuple[str, ...]] = (
-        *("n0", "n", "alpha", "use_runner_up"),
-        *("block_size", "backend", "groups"),
-    )
 
     def __post_init__(self):
         self.index.check(self.neighbours, self.softness, self.num_classes)
@@ -103,13 +97,6 @@ class NearestNeighbours(base.Certifier):
             )
             yield Certificate(*decision, evidence)
 
-    def predict_each(
-        self, images: Iterable[Any], keys: Iterable[jax.Array] | None = None
-    ) -> Iterator[Prediction]:
-        """See `Certifier.predict_each`: the selected class, certified or not."""
-        for certificate in self.certify_each(images, keys):
-            yield Prediction(certificate.selected)
-
     def held(self) -> Any:
         """The images and their labels."""
         return self.index.images, self.index.labels
@@ -141,12 +128,3 @@ class NearestNeighbours(base.Certifier):
             "neighbours": self.neighbours,
             "softness": self.softness,
         }
-
-    def cells(self, certificate: Certificate) -> dict[str, Any]:
-        return certificate.evidence._asdict()
-
-    @classmethod
-    def outcomes(
-        cls, rows: Mapping[str, np.ndarray], recorded: Mapping[str, Any]
-    ) -> list[Outcomes]:
-        return [Outcomes("", rows["predict"], rows["radius"], rows["selected"])]

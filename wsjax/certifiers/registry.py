@@ -18,17 +18,7 @@ KINDS: dict[str, type[Certifier]] = {
 
 
 def get_kind(name: str) -> type[Certifier]:
-    """The kind of that name.
-
-    Args:
-      name: a key of `KINDS`.
-
-    Returns:
-      Its class.
-
-    Raises:
-      ValueError: there is none of that name.
-    """
+    """The class of that name, a key of `KINDS`; ValueError if there is none."""
     if name not in KINDS:
         raise ValueError(f"certify.method={name!r} is not one of {tuple(KINDS)}.")
     return KINDS[name]

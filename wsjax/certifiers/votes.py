@@ -51,11 +51,7 @@ class Counting:
     @property
     def options(self) -> dict[str, Any]:
         """Keyword arguments of `votes.count_votes`."""
-        return {
-            "block_size": self.block_size,
-            "backend": self.backend,
-            "devices": self.devices,
-        }
+        return {name: value for name, value in vars(self).items() if name != "groups"}
 
 
 class VoteEvidence(NamedTuple):
@@ -84,13 +80,8 @@ class Counter:
     def __init__(self, classify: Callable, smoothing: Smoothing, counting: Counting):
         """Places the classifier where it is needed.
 
-        Args:
-          classify: `[B, H, W, C] -> [B, K]` logits.
-          smoothing: noise and theorem.
-          counting: how.
-
         Raises:
-          ValueError: `groups` does not divide the number of devices.
+          ValueError: `counting.groups` does not divide the number of devices.
         """
         self._classify = votes.as_argument(classify)
         # The law alone: its arrays are arguments, and equal shapes share a program.
@@ -192,11 +183,7 @@ class VoteCertifier(base.Certifier):
     def counter(self, most_per_block: int | None = None) -> Counter:
         """Counts votes as the certifier does.
 
-        Args:
-          most_per_block: most draws of a block, so that no device's is half empty.
-
-        Returns:
-          A `Counter`.
+        No block has more than `most_per_block` draws, so that no device's is half empty.
         """
         counting = self.counting
         if most_per_block is not None:
@@ -437,14 +424,7 @@ class Drawing:
     def __init__(
         self, counter: Counter, key: jax.Array, image: Any, moments: Sequence[int]
     ):
-        """Queues the first votes.
-
-        Args:
-          counter: counts them.
-          key: of the draws.
-          image: to vote about.
-          moments: increasing numbers of votes after which to look.
-        """
+        """Queues the first votes; `moments` are increasing numbers after which to look."""
         self._count = lambda start, n: counter.one(key, image, n, start)
         self._moments, self._drawn = deque(moments), 0
         self._votes: Any = 0
@@ -579,17 +559,10 @@ def _bounds_others(choice, selection_votes, n, theorem, alpha):
 
 
 def fetch(counts: jax.Array, n: int) -> np.ndarray:
-    """Waits for counts and checks that every draw voted.
-
-    Args:
-      counts: `[K]` int of `votes.count_votes`.
-      n: number of draws.
-
-    Returns:
-      `[K]` int, on the host.
+    """Waits for counts `[K]` of `votes.count_votes`, and brings them to the host.
 
     Raises:
-      ValueError: the counts do not sum to `n`: some logits were NaN or infinite.
+      ValueError: they do not sum to the `n` draws: some logits were NaN or infinite.
     """
     found = np.asarray(counts)
     if found.sum() != n:

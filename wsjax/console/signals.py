@@ -21,10 +21,13 @@ class StopFlag:
 
     Use as a context manager around a loop that calls `check` between units of work.
     Outside the main thread, where handlers cannot be set, it does nothing.
+
+    Attributes:
+      signum: the number of the signal that has arrived, None without one.
     """
 
     def __init__(self):
-        self._signum = None
+        self.signum: int | None = None
         self._previous = {}
 
     def __enter__(self):
@@ -37,7 +40,7 @@ class StopFlag:
         self._restore()
 
     def _note(self, signum, _frame):
-        self._signum = signum
+        self.signum = signum
         self._restore()
 
     def _restore(self):
@@ -48,14 +51,9 @@ class StopFlag:
     @property
     def raised(self) -> bool:
         """Whether a signal has arrived."""
-        return self._signum is not None
-
-    @property
-    def signum(self) -> int | None:
-        """Its number, None without one."""
-        return self._signum
+        return self.signum is not None
 
     def check(self) -> None:
         """Raises `Stopped` if a signal has arrived."""
-        if self._signum is not None:
-            raise Stopped(self._signum)
+        if self.signum is not None:
+            raise Stopped(self.signum)

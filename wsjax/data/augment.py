@@ -29,11 +29,7 @@ def random_crop_flip(key: jax.Array, images: jax.Array, padding: int = 4) -> jax
     Raises:
       ValueError: `images` is not a batch of images, or `padding` is negative.
     """
-    if images.ndim != 4:
-        raise ValueError(
-            f"Expected a batch [B, H, W, C], got shape {images.shape}. For a single "
-            f"image pass image[None]."
-        )
+    _check_batch(images)
     if padding < 0:
         raise ValueError(f"padding={padding} is negative.")
     shape = images.shape[1:]
@@ -75,11 +71,7 @@ def random_affine(
     Raises:
       ValueError: `images` is not a batch of images, or a number is outside its range.
     """
-    if images.ndim != 4:
-        raise ValueError(
-            f"Expected a batch [B, H, W, C], got shape {images.shape}. For a single "
-            f"image pass image[None]."
-        )
+    _check_batch(images)
     if degrees < 0 or shift < 0 or not 0 <= zoom < 1:
         raise ValueError(
             f"degrees={degrees} and shift={shift} are at least 0, zoom={zoom} is in "
@@ -106,3 +98,15 @@ def random_affine(
         )(image)
 
     return jax.vmap(augment)(jnp.arange(len(images)), images)
+
+
+def _check_batch(images):
+    if images.ndim != 4:
+        raise ValueError(
+            f"Expected a batch [B, H, W, C], got shape {images.shape}. For a single "
+            f"image pass image[None]."
+        )
+
+
+# By the name that `train.augment` gives.
+AUGMENTATIONS = {"none": None, "crop_flip": random_crop_flip, "affine": random_affine}

@@ -146,14 +146,7 @@ KNOWN = {
 
 
 def whose_file(sha256: str) -> str | None:
-    """Recognises an unpacked file of any known set.
-
-    Args:
-      sha256: hex digest of the unpacked bytes.
-
-    Returns:
-      Such as "the file t10k-images-idx3-ubyte of Fashion-MNIST", or None.
-    """
+    """Such as "the file t10k-images-idx3-ubyte of Fashion-MNIST", by its digest, or None."""
     for known in KNOWN.values():
         for raw_files in known.files.values():
             for raw in raw_files:
@@ -163,14 +156,7 @@ def whose_file(sha256: str) -> str | None:
 
 
 def whose_arrays(checksum: str) -> str | None:
-    """Recognises the arrays of any known set.
-
-    Args:
-      checksum: `Dataset.checksum`.
-
-    Returns:
-      Such as "the test split of Fashion-MNIST", or None.
-    """
+    """Such as "the test split of Fashion-MNIST", by `Dataset.checksum`, or None."""
     for known in KNOWN.values():
         for split, expected in known.checksums.items():
             if checksum == expected:

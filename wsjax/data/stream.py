@@ -96,7 +96,7 @@ class ImageStream(abc.ABC):
         """Decodes one image in a training view, a function of all three arguments.
 
         Args:
-          index: position; negative ones count from the end.
+          index: as in `__getitem__`, as are the errors.
           seed: the run's data seed.
           epoch: number of the epoch.
 
@@ -104,10 +104,6 @@ class ImageStream(abc.ABC):
           `[S, S, 3]` uint8 and the label: a random part of the photograph, resized
           and mirrored half of the time. It is the same whatever was read before, so
           a resumed run sees the pixels an uninterrupted one would have seen.
-
-        Raises:
-          IndexError: no such position.
-          ValueError: the file is damaged; the message names it.
         """
         index = range(len(self))[operator.index(index)]
         photograph, label = self._decode(index)
@@ -115,17 +111,7 @@ class ImageStream(abc.ABC):
         return photographs.random_resized_crop(photograph, self.image_size, rng), label
 
     def batches(self, batch_size: int) -> Iterator[ImageBatch]:
-        """Iterates over all images once, in order, in their evaluation view.
-
-        Args:
-          batch_size: images per batch; the last batch may be smaller.
-
-        Returns:
-          Iterator over `ImageBatch`.
-
-        Raises:
-          ValueError: while iterating: a damaged file.
-        """
+        """See `Source.batches`: evaluation views. ValueError, on the way, of a damaged file."""
         groups = np.split(
             np.arange(len(self)), range(batch_size, len(self), batch_size)
         )
@@ -134,16 +120,7 @@ class ImageStream(abc.ABC):
     def train_batches(
         self, batch_size: int, *, seed: int, epoch: int, start_step: int = 0
     ) -> Iterator[ImageBatch]:
-        """Iterates over one training epoch: shuffled, in training views.
-
-        Args:
-          batch_size: images per batch; the remainder of the epoch is left out.
-          seed: the run's data seed, for order and views.
-          epoch: number of the epoch.
-          start_step: batches to skip without decoding them, to resume a run.
-
-        Returns:
-          Iterator over `ImageBatch`, with the order of `epoch_batches`.
+        """See `Source.train_batches`: training views; batches to skip are not decoded.
 
         Raises:
           ValueError: see `epoch_batches`. While iterating: a damaged file.

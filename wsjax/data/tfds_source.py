@@ -115,14 +115,7 @@ def find_prepared(name: str, dir: str | os.PathLike | None) -> pathlib.Path:
 
 
 def open_records(folder: pathlib.Path, split: str) -> Iterable[Mapping[str, Any]]:
-    """Opens a prepared split for one pass, in array_record or tfrecord.
-
-    Args:
-      folder: from `find_prepared`.
-      split: name of the split.
-
-    Returns:
-      The records in tfds' order.
+    """As `open_sequence`, for one pass, also in tfrecord.
 
     Raises:
       ImportError: tfds, array_record or TensorFlow is missing.

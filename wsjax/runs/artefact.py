@@ -266,12 +266,11 @@ def read(path: pathlib.Path) -> Artefact:
             f"{path} claims kappa={claimed!r} ({metric}), but its noise gives {found!r}. "
             f"One of the two was changed after training; do not use this file."
         )
-    nested = traverse_util.unflatten_dict(
-        {
-            name.removeprefix("variables/"): value
-            for name, value in arrays.items()
-            if name.startswith("variables/")
-        },
-        sep="/",
-    )
+    nested = traverse_util.unflatten_dict(_below("variables/", arrays), sep="/")
     return Artefact(law, nested, about, scores, provenance)
+
+
+def _below(prefix, arrays):
+    """Those whose names begin so, by the rest of their names."""
+    found = {name: value for name, value in arrays.items() if name.startswith(prefix)}
+    return {name.removeprefix(prefix): value for name, value in found.items()}

@@ -19,32 +19,6 @@ from wsjax.transport import MASS_TOLERANCE, exact_flow
 
 TARGETS = ("base", "smoothed")
 
-# `radius` is nominal: what the attack says of itself (0 for an image that was wrong to
-# begin with, inf for a failure), and `success` its own word. The rest is judged after
-# it, at the nearest valid image: pixels in [0, 1], mass as in the original. `predict`
-# is the answer there, by fresh votes; `verified` says that it is a wrong class, not an
-# abstention; `l1` and `l2` are the exact distances. What had to be repaired: mass lost
-# or gained, lowest and highest pixel, and the distances before (of the image rescaled
-# to its mass, whatever its range).
-COLUMNS = (
-    "idx",
-    "label",
-    "predict",
-    "radius",
-    "correct",
-    "time",
-    "success",
-    "verified",
-    "steps",
-    "l1",
-    "l2",
-    "mass_error",
-    "lowest",
-    "highest",
-    "raw_l1",
-    "raw_l2",
-)
-
 
 class Attacked(NamedTuple):
     """One attack on one classifier.
@@ -84,6 +58,20 @@ class Judgement(NamedTuple):
     highest: np.ndarray
     raw_l1: np.ndarray
     raw_l2: np.ndarray
+
+
+# `radius` is nominal: what the attack says of itself (0 for an image that was wrong to
+# begin with, inf for a failure), and `success` its own word. The rest is judged after
+# it, at the nearest valid image: pixels in [0, 1], mass as in the original. `predict`
+# is the answer there, by fresh votes; `verified` says that it is a wrong class, not an
+# abstention; `l1` and `l2` are the exact distances. What had to be repaired: mass lost
+# or gained, lowest and highest pixel, and the distances before (of the image rescaled
+# to its mass, whatever its range).
+COLUMNS = (
+    *("idx", "label", "predict", "radius", "correct", "time"),
+    *("success", "verified", "steps"),
+    *Judgement._fields[1:],
+)
 
 
 def chosen_targets(name: str, method: Method) -> tuple[str, ...]:
@@ -220,9 +208,6 @@ def _aggregate(rows):
     """Medians are over all images: a failure counts as inf, a wrong one as 0."""
     verified = rows.ints("verified") == 1
     nominal = rows.floats("radius")
-    distances = {
-        name: np.where(verified, rows.floats(name), np.inf) for name in ("l1", "l2")
-    }
     moved = (rows.ints("success") == 1) & (nominal > 0)
     return {
         "images": len(rows),
@@ -231,8 +216,10 @@ def _aggregate(rows):
         "verified": float(np.mean(verified)),
         "abstained": float(np.mean(rows.ints("predict") == ABSTAIN)),
         "nominal": float(np.median(nominal)),
-        "l1": float(np.median(distances["l1"])),
-        "l2": float(np.median(distances["l2"])),
+        **{
+            name: float(np.median(np.where(verified, rows.floats(name), np.inf)))
+            for name in ("l1", "l2")
+        },
         "mass_error": float(
             np.median(rows.floats("mass_error")[moved]) if moved.any() else 0.0
         ),

@@ -54,12 +54,9 @@ _HEARTBEAT = flags.DEFINE_integer(
     "Seconds of silence after which a process counts as dead and the others end.",
     lower_bound=5,
 )
-FLAGS = (
-    "coordinator",
-    "num_processes",
-    "process_id",
-    "distributed",
-    "heartbeat_timeout",
+FLAGS = tuple(
+    flag.name
+    for flag in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID, _DISTRIBUTED, _HEARTBEAT)
 )
 
 _log = logging.getLogger("wsjax")

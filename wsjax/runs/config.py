@@ -169,13 +169,6 @@ def _of_all_kinds():
     return found
 
 
-def _of_all_attacks():
-    return {
-        name: {**method.defaults(), "ground_metric": ""}
-        for name, method in METHODS.items()
-    }
-
-
 def _required(block):
     """Whether a block has settings without which nothing can be done."""
     return any(default is dataclasses.MISSING for default in _BLOCKS[block].values())
@@ -197,8 +190,21 @@ _BLOCKS: dict[str, dict[str, Any]] = {
     "smoothing": _defaults(SmoothingBlock),
     "train": _defaults(TrainBlock),
     "certify": {"method": "", **_of_all_kinds()},
-    "attack": _defaults(AttackBlock, **_of_all_attacks()),
+    "attack": _defaults(
+        AttackBlock,
+        **{
+            name: {**method.defaults(), "ground_metric": ""}
+            for name, method in METHODS.items()
+        },
+    ),
 }
+
+
+# Blocks that are made of their settings as they are.
+_PLAIN = {"data": DataBlock, "smoothing": SmoothingBlock, "train": TrainBlock}
+
+# Settings of version 0.2 that are called otherwise now.
+_RENAMED = {"certificate": "theorem"}
 
 
 class Config:
@@ -208,13 +214,7 @@ class Config:
     there says so.
 
     Attributes:
-      seed: of all that is random.
-      data: see the dataclasses, as for all others.
-      model: see there.
-      smoothing: see there.
-      train: see there.
-      certify: see there.
-      attack: see there.
+      seed: of all that is random. The others are blocks: see their dataclasses.
     """
 
     seed: int
@@ -301,12 +301,12 @@ def resolve(config: ml_collections.ConfigDict | dict[str, Any]) -> Config:
     }
     if "data" not in found:
         raise ConfigError("config.data.name is missing from the config.")
-    made: dict[str, Any] = {"data": DataBlock(**found["data"])}
+    made: dict[str, Any] = {}
     if "model" in found:
         known = _BLOCKS["model"]
         fields = {k: v for k, v in found["model"].items() if k not in known}
         made["model"] = pick(ModelBlock, found["model"], fields=fields)
-    for name, block in (("smoothing", SmoothingBlock), ("train", TrainBlock)):
+    for name, block in _PLAIN.items():
         if name in found:
             made[name] = block(**found[name])
     made["certify"] = _of_one_kind(found["certify"])
@@ -360,7 +360,8 @@ def _resolve_block(given, defaults, path):
         if path != "config.model":
             raise ConfigError(f"{path}.{key} is not a setting.{suggest(key, defaults)}")
     resolved = dict(given) if path == "config.model" else {}
-    types = {f.name: f.type for block in _TYPED for f in dataclasses.fields(block)}
+    typed = (*_PLAIN.values(), ModelBlock)
+    types = {f.name: f.type for block in typed for f in dataclasses.fields(block)}
     for key, default in defaults.items():
         name = f"{path}.{key}"
         if isinstance(default, dict):
@@ -373,9 +374,6 @@ def _resolve_block(given, defaults, path):
         else:
             resolved[key] = default
     return resolved
-
-
-_TYPED = (DataBlock, ModelBlock, SmoothingBlock, TrainBlock)
 
 
 def _of_type(value, default, name, kind=None):
@@ -396,7 +394,7 @@ def _check(fine, name, value, allowed):
 
 def suggest(key: str, known) -> str:
     """A sentence with the closest known keys, or with all of them."""
-    close = difflib.get_close_matches(key, known, n=2)
+    close = difflib.get_close_matches(_RENAMED.get(key, key), known, n=2)
     if close:
         return f" Did you mean {' or '.join(close)}?"
     return f" Settings there: {', '.join(known)}."

@@ -9,6 +9,7 @@ import numpy as np
 
 from wsjax import metrics, models, smoothing
 from wsjax.attacks import registry
+from wsjax.data.augment import AUGMENTATIONS
 from wsjax.runs import artefact, manifest
 from wsjax.runs.config import (
     Config,
@@ -120,11 +121,7 @@ def make_optimizer(
 def make_objective(
     block: TrainBlock, ground_metric: str = "l2"
 ) -> objectives.Objective:
-    """The training objective of a config's `train` block.
-
-    Args:
-      block: the block.
-      ground_metric: of the config's `smoothing` block.
+    """The objective of a config's `train` block; the metric is of its `smoothing` block.
 
     Raises:
       ValueError: as `Objective`, or copies are to share one draw.
@@ -153,24 +150,16 @@ def make_attack(config: Config) -> Any:
 
 
 def make_augment(name: str) -> Callable | None:
-    """The augmentation a config names.
+    """The augmentation `(key, images) -> images` of that name, or None for "none".
 
     Raises:
       ValueError: there is none of that name.
     """
-    if name == "none":
-        return None
-    if name == "crop_flip":
-        from wsjax.data.augment import random_crop_flip
-
-        return random_crop_flip
-    if name == "affine":
-        from wsjax.data.augment import random_affine
-
-        return random_affine
-    raise ValueError(
-        f"train.augment={name!r} is not one of ('none', 'crop_flip', 'affine')."
-    )
+    if name not in AUGMENTATIONS:
+        raise ValueError(
+            f"train.augment={name!r} is not one of {tuple(AUGMENTATIONS)}."
+        )
+    return AUGMENTATIONS[name]
 
 
 def trace_state(
@@ -215,14 +204,7 @@ def learns_noise(config: Config) -> bool:
 def make_smoothing(
     config: Config, image_shape: tuple[int, int, int]
 ) -> smoothing.Smoothing:
-    """The `Smoothing` of a config whose noise is not learned.
-
-    Args:
-      config: resolved.
-      image_shape: of the images to certify.
-
-    Returns:
-      The `Smoothing`.
+    """The `Smoothing` of a config whose noise is not learned, for images of a shape.
 
     Raises:
       ValueError: as `smoothing.make_smoothing`, or the noise is a learned one.
@@ -305,15 +287,7 @@ def save_artefact(
     noise: Any,
     state: steps.TrainState,
 ) -> None:
-    """Writes what certification needs of a run with learned noise.
-
-    Args:
-      workdir: the run directory.
-      config: resolved.
-      examples: the training set.
-      noise: from `make_learned_noise`.
-      state: the final state.
-    """
+    """Writes what certification needs of a run with learned noise and its final state."""
     law = noise.freeze(jax.device_get(state.noise))
     metric = config.smoothing.ground_metric
     scores = smoothing.gaussian_scores(law, law.image_shape, metric)

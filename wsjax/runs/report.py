@@ -63,10 +63,7 @@ def certificate_row(
         "radius": certificate.radius,
         "correct": certificate.label == label,
         "time": round(seconds, 4),
-        "selected": certificate.selected,
-        "lower": certificate.lower,
-        "upper": certificate.upper,
-        "lipschitz": certificate.lipschitz,
+        **{name: getattr(certificate, name) for name in ("selected", *_BOUNDS)},
         **certifier.cells(certificate),
     }
 

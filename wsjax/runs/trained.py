@@ -117,12 +117,7 @@ def certifies_itself(config: Config, examples: Examples) -> bool:
 class Run:
     """What certifiers are made of (`Certifier.from_run`): each part when asked for."""
 
-    def __init__(
-        self,
-        config: Config,
-        workdir: pathlib.Path,
-        examples: Examples,
-    ):
+    def __init__(self, config: Config, workdir: pathlib.Path, examples: Examples):
         """Remembers; arguments as `restore`."""
         self._config, self._workdir, self._examples = config, workdir, examples
 
@@ -159,12 +154,7 @@ class Run:
 def make_certifier(
     config: Config, workdir: pathlib.Path, examples: Examples
 ) -> Certifier:
-    """The certifier of a config's `certify` block.
-
-    Args:
-      config: resolved.
-      workdir: where train.py wrote.
-      examples: the images to certify.
+    """The certifier of a config's `certify` block; arguments as `restore`.
 
     Raises:
       ValueError: as `restore`, or a setting is outside its range.

@@ -215,12 +215,14 @@ def check_settings(
       ValueError: a number is not positive, or a batch fits neither the training set
         nor the devices.
     """
-    _check_positive(
-        batch_size=batch_size,
-        num_epochs=num_epochs,
-        checkpoint_every=checkpoint_every,
-        evaluate_every=evaluate_every,
-    )
+    for name, value in (
+        ("batch_size", batch_size),
+        ("num_epochs", num_epochs),
+        ("checkpoint_every", checkpoint_every),
+        ("evaluate_every", evaluate_every),
+    ):
+        if value < 1:
+            raise ValueError(f"{name}={value} must be at least 1.")
     if batch_size > len(train_data):
         raise ValueError(
             f"batch_size={batch_size} is more than the {len(train_data)} "
