@@ -30,18 +30,19 @@ def get_config():
         "checkpoint": "",
         "potentials": 1024,
         "widths": (512,),
-        "group": 8,  # Numbers that are sorted together.
+        "groups": (8, 4),  # Numbers that are sorted together.
+        "head": "pairs",
         "ground_metric": "l2",
     }
     config.train = {
         "objective": "radius",
-        "radius": 0.22,  # Pixels x fraction of mass,
+        "radius": 0.2,  # Pixels x fraction of mass,
         "temperature": 0.025,  # likewise.
         "optimizer": "adam",
-        "learning_rate": 8e-3,
+        "learning_rate": 1.5e-2,
         "potential_learning_rate": 0.1,
         "schedule": "one_cycle",
-        "batch_size": 256,
+        "batch_size": 128,
         "num_epochs": 20,
     }
     config.certify = {"method": "lipschitz"}

@@ -14,6 +14,7 @@ weights of at most one) lead back to the maximum norm: `|sum_p w_p h_c(p)| <=
 sum_p max_c |h_c(p)|`.
 """
 
+import functools
 import math
 
 import numpy as np
@@ -26,27 +27,27 @@ def measure(images, potentials):
 
     Args:
       images: `[B, H, W, C]` float, of mass one.
-      potentials: `[J, H, W, C]`, with slopes of at most one.
+      potentials: `[H, W, C, J]`, with slopes of at most one.
 
     Returns:
       `[B, J]`.
     """
-    return images.reshape(len(images), -1) @ potentials.reshape(len(potentials), -1).T
+    return images.reshape(len(images), -1) @ potentials.reshape(-1, potentials.shape[-1])
 
 
 def sorted_groups(features, size: int):
-    """Sorts groups of neighbours, ascending; of two, their minimum and maximum.
+    """Sorts groups of features, ascending; of two, their minimum and maximum.
 
-    1-Lipschitz in the maximum norm, as each order statistic is: if no number moves by
-    more than t, neither does the k-th smallest. Keeps all numbers, so gradients keep
-    their size.
+    A group is what lies `D / size` apart. 1-Lipschitz in the maximum norm, as each order
+    statistic is: if no number moves by more than t, neither does the k-th smallest.
+    Keeps all numbers, so gradients keep their size.
 
     Args:
       features: `[..., D]`.
       size: of a group; a divisor of D.
 
     Returns:
-      `[..., D]`.
+      `[..., D]`: the smallest of each group, then the second smallest, and so on.
 
     Raises:
       ValueError: groups of this size do not fill the features.
@@ -54,11 +55,44 @@ def sorted_groups(features, size: int):
     shape = features.shape
     if size < 1 or shape[-1] % size:
         raise ValueError(f"{shape[-1]} features do not divide into groups of {size}.")
-    if size == 1:
-        return features
     xp = features.__array_namespace__()
-    groups = features.reshape(*shape[:-1], shape[-1] // size, size)
-    return xp.sort(groups, -1).reshape(shape)
+    groups = features.reshape(*shape[:-1], size, shape[-1] // size)
+    if size > _LARGE_GROUP:
+        return xp.sort(groups, -2).reshape(shape)
+    lanes = [groups[..., lane, :] for lane in range(size)]
+    for low, high in _comparisons(size):
+        # Not minimum and maximum: of equal numbers, each keeps its own gradient.
+        swap = lanes[low] > lanes[high]
+        lanes[low], lanes[high] = (
+            xp.where(swap, lanes[high], lanes[low]),
+            xp.where(swap, lanes[low], lanes[high]),
+        )
+    return xp.stack(lanes, -2).reshape(shape)
+
+
+# From here on sorting as such costs less than comparisons that depend on no result.
+_LARGE_GROUP = 32
+
+
+@functools.cache
+def _comparisons(size):
+    """Pairs that, put in order one after another, sort `size` numbers.
+
+    Source: Batcher's odd-even merge sort (Knuth, The Art of Computer Programming 3,
+    5.2.2, Algorithm M).
+    """
+    found = []
+    top = 1 << max(size - 1, 1).bit_length() - 1
+    p = top
+    while p:
+        q, r, d = top, 0, p
+        while True:
+            found += [(i, i + d) for i in range(size - d) if i & p == r]
+            if q == p:
+                break
+            d, q, r = q - p, q // 2, p
+        p //= 2
+    return tuple(found)
 
 
 def soft_minimum(features, softness: float, axis: int = -1):
@@ -141,42 +175,50 @@ def unit_rows(rows):
     return rows / xp.maximum(xp.abs(rows).sum(-1, keepdims=True), 1.0)
 
 
-def onto_unit_rows(rows):
+def onto_unit_rows(rows, rounds: int = 10):
     """The nearest rows, in Euclidean distance, with L1 norms of at most one.
 
     Shrinks all entries of a row by the same amount, and some to zero.
 
     Args:
       rows: `[E, D]` float.
+      rounds: of finding out which entries become zero. D are always enough, 10 nearly
+        always; with fewer, a row is divided by what its norm exceeds one by.
 
     Returns:
       `[E, D]`.
 
-    Source: Duchi et al. 2008 (ICML), Figure 1.
+    Source: Michelot 1986 (J. Optimization Theory and Applications 50).
     """
     xp = rows.__array_namespace__()
     sizes = xp.abs(rows)
-    falling = xp.flip(xp.sort(sizes, -1), -1)
-    count = xp.arange(1, rows.shape[-1] + 1)
-    # How much the largest `count` entries have to shrink to have a sum of one; it is
-    # largest for the right number of them.
-    shrink = ((xp.cumsum(falling, -1) - 1.0) / count).max(-1, keepdims=True)
-    return xp.sign(rows) * xp.maximum(sizes - xp.maximum(shrink, 0.0), 0.0)
+    shrink = xp.zeros_like(sizes[:, :1]) - 1.0
+    for _ in range(rounds):
+        left = sizes > shrink
+        count = xp.maximum(left.sum(-1, keepdims=True), 1)
+        shrink = (xp.where(left, sizes, 0.0).sum(-1, keepdims=True) - 1.0) / count
+        shrink = xp.maximum(shrink, 0.0)
+    return unit_rows(xp.sign(rows) * xp.maximum(sizes - shrink, 0.0))
 
 
-def pairwise_constants(rows):
-    """Lipschitz constants of all differences of the outputs of a last `dense` layer.
+def pairwise_constants(rows, pieces: int = 1):
+    """Lipschitz constants of all differences of scores that a last layer makes.
 
-    `||w_y - w_j||_1`, by the same inequality; at most 2 for rows within one.
+    `||w_y - w_j||_1`, by the same inequality; at most 2 for rows within one. If scores are
+    minima of several rows each, the sum of the largest norms.
 
     Args:
-      rows: `[K, D]`.
+      rows: `[K * pieces, D]`.
+      pieces: rows of each score, one after another.
 
     Returns:
       `[K, K]`, zero on the diagonal.
     """
     xp = rows.__array_namespace__()
-    return xp.abs(rows[:, None] - rows).sum(-1)
+    if pieces == 1:
+        return xp.abs(rows[:, None] - rows).sum(-1)
+    norms = xp.abs(rows).sum(-1).reshape(-1, pieces).max(-1)
+    return (norms[:, None] + norms) * (1 - xp.eye(len(norms), dtype=norms.dtype))
 
 
 def first_convolution_constant(kernel, stride: int, steps, ground_metric: str):

@@ -1,7 +1,7 @@
 """A network that is 1-Lipschitz in W to the last bit: whole numbers, and float64.
 
-Potentials, then sorting and dense layers in turn (`lipschitz`), then a last dense layer
-whose outputs are scores. What the theorem needs of the weights (slopes, L1 norms) is a
+Potentials, then sorting and dense layers in turn (`lipschitz`); scores are outputs of the
+last dense layer, or minima of several outputs each. What the theorem needs of the weights (slopes, L1 norms) is a
 statement about whole numbers and is checked as such, so it holds for the function that
 the weights define in real arithmetic. What is computed is that function in float64, with
 a bound on how far off it can be, for any image: `LipschitzNetwork.precision`.
@@ -12,7 +12,7 @@ operations (Higham 2002, section 3.1). Images are first scaled by a power of two
 is exact. So with J potentials of size at most S and P pixels, `<u, image> / mass` is off
 by at most gamma(2 P + 2) S; a layer with rows of L1 norm at most one, n inputs of size at
 most X and biases of size at most B hands on what its inputs are off by, and adds
-gamma(n + 1) (X + B). Sorting adds nothing. All of it is doubled, to pay for the arithmetic
+gamma(n + 1) (X + B). Sorting and minima add nothing. All of it is doubled, to pay for the arithmetic
 of the bound itself and for pixels so small that they underflow.
 
 Two scores at two images are looked at, so a lead that exceeds four times the precision
@@ -80,13 +80,14 @@ class LipschitzNetwork:
     `Rows`.
 
     Attributes:
-      potentials: `[J, H, W, C]` of a signed integer dtype, in units of `2**-exponent`
+      potentials: `[H, W, C, J]` of a signed integer dtype, in units of `2**-exponent`
         pixels.
       exponent: 0 to 24.
       offsets: `[J]` float64, added to what potentials measure.
       hidden: layers after the potentials, each between two sortings.
-      last: `[K, D]`, the layer that makes scores.
-      group: numbers that are sorted together.
+      last: `[K * pieces, D]`, the layer that makes scores.
+      groups: how many numbers are sorted together, before each of these layers.
+      pieces: outputs of the last layer, one after another, whose minimum is a score.
       ground_metric: "l1" or "l2", that the slopes of potentials are bounded in.
     """
 
@@ -96,38 +97,45 @@ class LipschitzNetwork:
     hidden: tuple[Rows, ...]
     last: Rows
     _: dataclasses.KW_ONLY
-    group: int
+    groups: tuple[int, ...]
+    pieces: int = 1
     ground_metric: str
 
     def __post_init__(self):
         metrics.check_ground_metric(self.ground_metric)
         potentials.check_quantised(self.potentials, self.exponent, self.ground_metric)
-        width = len(self.potentials)
+        width = self.potentials.shape[-1]
         _check_bias("offsets", self.offsets, width)
-        for number, rows in enumerate((*self.hidden, self.last)):
+        layers = (*self.hidden, self.last)
+        if len(self.groups) != len(layers):
+            raise ValueError(f"groups={self.groups} are not one for each of the layers.")
+        for number, (rows, group) in enumerate(zip(layers, self.groups, strict=True)):
             name = "the last layer" if rows is self.last else f"hidden layer {number}"
             _check_rows(name, rows, width)
-            if self.group < 1 or width % self.group:
+            if group < 1 or width % group:
                 raise ValueError(
-                    f"{width} numbers before {name} do not divide into groups of "
-                    f"{self.group}."
+                    f"{width} numbers before {name} do not divide into groups of {group}."
                 )
             width = len(rows.units)
-        if width < 2:
-            raise ValueError(f"The last layer has scores of {width} classes, not two.")
-        if self.potentials[0].size * 2 + 2 > _MOST_TERMS:
+        classes, rest = divmod(width, self.pieces) if self.pieces > 0 else (0, 0)
+        if classes < 2 or rest:
+            raise ValueError(
+                f"{width} outputs of the last layer are no minima of {self.pieces} each "
+                f"for two classes or more."
+            )
+        if self.potentials[..., 0].size * 2 + 2 > _MOST_TERMS:
             raise ValueError(f"Images of {self.image_shape} have too many pixels.")
 
     @property
     def image_shape(self) -> tuple[int, ...]:
         """`(H, W, C)`."""
-        return self.potentials.shape[1:]
+        return self.potentials.shape[:3]
 
     @property
     def constants(self) -> np.ndarray:
         """`[K, K]` float64 Lipschitz constants of the differences of scores, exact."""
         units = self.last.units.astype(np.int64)
-        found = lipschitz.pairwise_constants(units)
+        found = lipschitz.pairwise_constants(units, self.pieces)
         return np.ldexp(found.astype(np.float64), -self.last.exponent)
 
     @property
@@ -136,7 +144,7 @@ class LipschitzNetwork:
         size = float(
             np.ldexp(np.abs(self.potentials.astype(np.int64)).max(), -self.exponent)
         )
-        terms = 2 * self.potentials[0].size + 2
+        terms = 2 * self.potentials[..., 0].size + 2
         off = _gamma(terms) * size + _UNIT * (size + _largest(self.offsets))
         size += _largest(self.offsets)
         for rows in (*self.hidden, self.last):
@@ -162,7 +170,7 @@ class LipschitzNetwork:
         # By a power of two, so that no sum overflows and no product underflows.
         _, size = np.frexp(pixels.max(1, keepdims=True))
         pixels = np.ldexp(pixels, -size)
-        return _forward(self._weights, self.group, pixels)
+        return _forward(self._weights, self.groups, self.pieces, pixels)
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
         """Raises ValueError unless images of this shape are what the network reads."""
@@ -184,27 +192,29 @@ class LipschitzNetwork:
         For attacks, which need its gradients. No certificate is about its values.
         """
         weights = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), self._weights)
-        return jax.tree_util.Partial(_OnDevice(self.group), weights)
+        return jax.tree_util.Partial(_OnDevice(self.groups, self.pieces), weights)
 
 
 @dataclasses.dataclass(frozen=True)
 class _OnDevice:
-    """Equal for equal groups, so that programs are shared."""
+    """Equal for equal layers, so that programs are shared."""
 
-    group: int
+    groups: tuple[int, ...]
+    pieces: int
 
     def __call__(self, weights, images):
-        return _forward(weights, self.group, images.reshape(len(images), -1))
+        pixels = images.reshape(len(images), -1)
+        return _forward(weights, self.groups, self.pieces, pixels)
 
 
-def _forward(weights, group, pixels):
+def _forward(weights, groups, pieces, pixels):
     """Scores `[B, K]` of `[B, H W C]` pixels of any mass, in NumPy or JAX."""
     (first, offsets), *layers = weights
     found = lipschitz.measure(pixels, first) / pixels.sum(1, keepdims=True) + offsets
-    for rows, bias in layers:
+    for (rows, bias), group in zip(layers, groups, strict=True):
         found = lipschitz.sorted_groups(found, group)
         found = lipschitz.dense(found, rows, bias)
-    return found
+    return found.reshape(len(found), -1, pieces).min(-1)
 
 
 def _check_rows(name: str, rows: Rows, width: int) -> None:

@@ -12,7 +12,8 @@ maximum norm.
 *Proof* of what is used here, `<u, mu - mu'> <= W`: for the masses `m(a, b)` of an
 optimal plan, `<u, mu - mu'> = sum m(a, b) (u(a) - u(b)) <= sum m(a, b) d(a, b)`. QED
 
-Arrays of potentials are `[J, H, W, C]`, in pixels. Constants and projections that
+Arrays of potentials are `[H, W, C, J]`, in pixels, the last axis telling them apart, so
+that images times potentials is one product of matrices. Constants and projections that
 certificates rest on are taken on the host in float64, over all pairs of pixels, or in
 integers; `sweep` and `near_slopes` are for training on the device.
 """
@@ -44,11 +45,11 @@ def check_potentials(potentials: np.ndarray) -> None:
     """Refuses arrays that are no potentials, whatever their slopes.
 
     Raises:
-      ValueError: not `[J, H, W, C]`, or empty, or NaN or infinite.
+      ValueError: not `[H, W, C, J]`, or empty, or NaN or infinite.
     """
     shape = np.shape(potentials)
     if len(shape) != 4 or 0 in shape:
-        raise ValueError(f"Potentials have shape [J, H, W, C], got {shape}.")
+        raise ValueError(f"Potentials have shape [H, W, C, J], got {shape}.")
     if not np.isfinite(potentials).all():
         raise ValueError("Potentials hold NaN or infinite numbers.")
 
@@ -60,7 +61,7 @@ def slopes(potentials: np.ndarray, ground_metric: str) -> np.ndarray:
     the same direction. In "l1" these are the ways to the neighbours.
 
     Args:
-      potentials: `[J, H, W, C]`, any numbers.
+      potentials: `[H, W, C, J]`, any numbers.
       ground_metric: "l1" or "l2".
 
     Returns:
@@ -71,7 +72,7 @@ def slopes(potentials: np.ndarray, ground_metric: str) -> np.ndarray:
     """
     check_potentials(potentials)
     potentials = np.asarray(potentials, np.float64)
-    steepest = np.zeros(len(potentials))
+    steepest = np.zeros(potentials.shape[-1])
     for rise, dy, dx in _rises(potentials, ground_metric):
         steepest = np.maximum(steepest, rise / math.hypot(dy, dx))
     return steepest * _UP
@@ -83,25 +84,25 @@ def _rises(potentials, ground_metric):
     Steps that hold no pixel in between, one of each pair of opposite ones.
     """
     check_ground_metric(ground_metric)
-    _, height, width, _ = potentials.shape
+    height, width = potentials.shape[:2]
     for dy in range(height):
         for dx in range(-width + 1 if dy else 1, width):
             if math.gcd(dy, dx) == 1 and (ground_metric == "l2" or not dy * dx):
                 there, here = _ends(dy, dx)
-                rise = np.abs(potentials[there] - potentials[here]).max((1, 2, 3))
+                rise = np.abs(potentials[there] - potentials[here]).max((0, 1, 2))
                 yield rise, dy, dx
 
 
 def _ends(dy, dx):
-    """Indices of where a step, `dy >= 0`, arrives and starts, in `[J, H, W, ...]`."""
+    """Indices of where a step, `dy >= 0`, arrives and starts, in `[H, W, ...]`."""
     rows = slice(dy, None), slice(None, -dy or None)
     columns = slice(max(dx, 0), dx if dx < 0 else None)
     back = slice(max(-dx, 0), -dx if dx > 0 else None)
-    return (slice(None), rows[0], columns), (slice(None), rows[1], back)
+    return (rows[0], columns), (rows[1], back)
 
 
 def _near_steps(potentials, ground_metric):
-    _, height, width, _ = potentials.shape
+    height, width = potentials.shape[:2]
     for dy, dx in _STEPS[ground_metric]:
         if dy < height and abs(dx) < width:
             yield *_ends(dy, dx), math.hypot(dy, dx)
@@ -111,7 +112,7 @@ def near_slopes(potentials: jax.Array, ground_metric: str) -> jax.Array:
     """An upper bound on the slopes that costs a few subtractions, for training.
 
     Args:
-      potentials: `[J, H, W, C]` float.
+      potentials: `[H, W, C, J]` float.
       ground_metric: "l1" or "l2".
 
     Returns:
@@ -119,9 +120,9 @@ def near_slopes(potentials: jax.Array, ground_metric: str) -> jax.Array:
     """
     potentials = jnp.asarray(potentials)
     # A single pixel has no slope.
-    near = [jnp.zeros(len(potentials), potentials.dtype)]
+    near = [jnp.zeros(potentials.shape[-1], potentials.dtype)]
     near += [
-        jnp.abs(potentials[there] - potentials[here]).max((1, 2, 3)) / distance
+        jnp.abs(potentials[there] - potentials[here]).max((0, 1, 2)) / distance
         for there, here, distance in _near_steps(potentials, ground_metric)
     ]
     return jnp.max(jnp.stack(near), 0) * STRETCH[ground_metric]
@@ -134,7 +135,7 @@ def sweep(potentials: jax.Array, ground_metric: str) -> jax.Array:
     are, and the largest slope between near pixels never grows.
 
     Args:
-      potentials: `[J, H, W, C]` float.
+      potentials: `[H, W, C, J]` float.
       ground_metric: "l1" or "l2".
 
     Returns:
@@ -156,26 +157,23 @@ def project(potentials: np.ndarray, ground_metric: str) -> np.ndarray:
     one, as minima and maxima of functions that do.
 
     Args:
-      potentials: `[J, H, W, C]`, any numbers.
+      potentials: `[H, W, C, J]`, any numbers.
       ground_metric: "l1" or "l2".
 
     Returns:
-      `[J, H, W, C]` float64, with slopes of at most one but for rounding.
+      `[H, W, C, J]` float64, with slopes of at most one but for rounding.
 
     Raises:
       ValueError: as `slopes`.
     """
     check_potentials(potentials)
-    count, height, width, channels = np.shape(potentials)
+    height, width = np.shape(potentials)[:2]
     distances = pixel_distances(height, width, ground_metric)
-    values = np.moveaxis(np.asarray(potentials, np.float64), -1, 1)
-    flat = values.reshape(-1, height * width)
-    rows = np.empty_like(flat)
-    for row, one in enumerate(flat):
-        low = (one + distances).min(1)
-        rows[row] = (low + (one - distances).max(1)) / 2
-    projected = rows.reshape(count, channels, height, width)
-    return np.moveaxis(projected, 1, -1)
+    columns = np.array(potentials, np.float64).reshape(height * width, -1)
+    for column in columns.T:
+        low = (column + distances).min(1)
+        column[:] = (low + (column - distances).max(1)) / 2
+    return columns.reshape(np.shape(potentials))
 
 
 def between_classes(
@@ -199,7 +197,7 @@ def between_classes(
       seed: of the pairs.
 
     Returns:
-      `[count, H, W, C]` float64.
+      `[H, W, C, count]` float64.
 
     Raises:
       ValueError: the images that are not black are of one class.
@@ -219,7 +217,33 @@ def between_classes(
             pair = np.where(both, pair / np.where(mass > 0, mass, 1.0), 0.0)
             if pair.any():
                 found.append(exact_potential(pair[0], pair[1], ground_metric))
-    return np.stack(found)
+    return np.stack(found, -1)
+
+
+def waves(shape: tuple[int, ...], ground_metric: str, *, seed: int = 0) -> np.ndarray:
+    """Potentials that are plane waves: a start for images that are no strokes.
+
+    Of random directions and phases, their wavelengths of equal share at every scale from
+    three pixels to a few times the image; a third weigh all channels alike.
+
+    Args:
+      shape: `(H, W, C, J)`.
+      ground_metric: "l1" or "l2".
+      seed: of the waves.
+
+    Returns:
+      `[H, W, C, J]` float64, slopes of at most one.
+    """
+    height, width, channels, count = shape
+    rng = np.random.default_rng(seed)
+    frequency = np.exp(rng.uniform(np.log(2.5 / max(height, width)), np.log(2.0), count))
+    angle, phase = rng.uniform(0, 2 * np.pi, (2, count))
+    amplitude = rng.uniform(-1.0, 1.0, (channels, count))
+    amplitude[:, rng.uniform(size=count) < 1 / 3] = 1.0
+    y, x = np.mgrid[:height, :width, :1, :1][:2]
+    along = frequency * (np.cos(angle) * y + np.sin(angle) * x) + phase
+    found = amplitude * np.cos(along) / frequency
+    return found / np.maximum(slopes(found, ground_metric), 1.0)
 
 
 def quantised(potentials: np.ndarray, ground_metric: str, exponent: int) -> np.ndarray:
@@ -230,12 +254,12 @@ def quantised(potentials: np.ndarray, ground_metric: str, exponent: int) -> np.n
     unit makes room for it.
 
     Args:
-      potentials: `[J, H, W, C]`, any numbers.
+      potentials: `[H, W, C, J]`, any numbers.
       ground_metric: "l1" or "l2".
       exponent: a unit is `2**-exponent` pixels.
 
     Returns:
-      `[J, H, W, C]` in units, int16 if that is enough and int32 if not, for which
+      `[H, W, C, J]` in units, int16 if that is enough and int32 if not, for which
       `check_quantised` has nothing to say.
 
     Raises:
@@ -243,7 +267,7 @@ def quantised(potentials: np.ndarray, ground_metric: str, exponent: int) -> np.n
     """
     steep = np.maximum(slopes(potentials, ground_metric), 1.0)
     unit = 2.0**exponent
-    flat = np.asarray(potentials, np.float64) / steep[:, None, None, None]
+    flat = np.asarray(potentials, np.float64) / steep
     units = np.floor(flat * (unit - 1.0) * (1.0 - 2.0**-40))
     if np.abs(units).max() >= 2.0**31:
         raise ValueError(f"exponent={exponent} makes numbers too large for int32.")
@@ -258,7 +282,7 @@ def check_quantised(units: np.ndarray, exponent: int, ground_metric: str) -> Non
     a pixel in between, squares of differences are at most `4**exponent (dy^2 + dx^2)`.
 
     Args:
-      units: `[J, H, W, C]` of an integer dtype, in units of `2**-exponent` pixels.
+      units: `[H, W, C, J]` of an integer dtype, in units of `2**-exponent` pixels.
       exponent: 0 to 24.
       ground_metric: "l1" or "l2".
 

@@ -93,7 +93,8 @@ class LipschitzScores(base.WithoutVotes):
             network.offsets,
             network.hidden,
             network.last,
-            network.group,
+            network.groups,
+            network.pieces,
         )
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Networks whose logits are scores: 1-Lipschitz in W whatever their parameters are.
+"""Networks whose outputs are scores: 1-Lipschitz in W whatever their parameters are.
 
 Potentials, then sorting and dense layers in turn (`wsjax.lipschitz`). Parameters are free;
 what the theorem needs of them is made on the way: potentials are divided by their
@@ -20,71 +20,125 @@ from wsjax.network import LipschitzNetwork, quantised_rows
 class PotentialNet(nn.Module):
     """Scores of images by what potentials measure.
 
+    With `head="scores"` the last layer has one output a class, and a lead is divided by
+    the L1 norm of the difference of two rows. With "pairs" it has one output for each
+    pair of classes, `h_kj = -h_jk`, which says how far k is ahead of j; a score is the
+    minimum of those of its class. If all `h_yj > 0`, then `g_y > 0 > h_jy >= g_j`, so half
+    of the lead of y is at least the least of them.
+
     Attributes:
-      num_classes: number of scores.
+      num_classes: K, number of scores.
       potentials: J, how many.
       widths: of the dense layers between potentials and scores.
-      group: how many neighbours are sorted together; divides J and the widths.
+      groups: how many numbers are sorted together, of J and of each of `widths`; divides
+        them.
+      head: "scores" or "pairs".
       ground_metric: "l1" or "l2", of the slopes.
+      start: "pairs", Kantorovich potentials of images of different classes (one after
+        another, seconds for small images), or "waves", of random lengths and directions.
       spread: how many inputs a row starts with.
     """
 
     num_classes: int = 10
     potentials: int = 1024
     widths: tuple[int, ...] = (512,)
-    group: int = 8
+    groups: tuple[int, ...] = (8, 4)
+    head: str = "pairs"
     ground_metric: str = "l2"
+    start: str = "pairs"
     spread: int = 8
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Scores `[B, K]` of images `[B, H, W, C]`; `train` changes nothing."""
-        del train
+    def _outputs(self, images):
+        """Outputs of the last layer, `[B, K]` or `[B, K (K - 1) / 2]`."""
         self._check()
-        weights = self.param("potentials", _flat_start, (self.potentials, *images.shape[1:]))
+        weights = self.param(
+            "potentials", _flat_start, (*images.shape[1:], self.potentials)
+        )
         slopes = jax.lax.stop_gradient(
             potentials.near_slopes(weights, self.ground_metric)
         )
-        weights = weights / jnp.maximum(slopes, 1.0)[:, None, None, None]
         mass = images.sum((1, 2, 3), keepdims=True)
+        found = lipschitz.measure(images / mass, weights / jnp.maximum(slopes, 1.0))
         # Offsets start where a picture of the mean is zero, see `started`.
-        found = lipschitz.measure(images / mass, weights)
         found = found + self.param("offsets", nn.initializers.zeros, (self.potentials,))
-        for number, width in enumerate((*self.widths, self.num_classes)):
-            found = lipschitz.sorted_groups(found, self.group)
+        for number, width in enumerate((*self.widths, self._outputs_wanted)):
+            found = lipschitz.sorted_groups(found, self.groups[number])
             shape = width, found.shape[-1]
             rows = self.param(f"rows_{number}", _sparse_rows, shape, self.spread)
             bias = self.param(f"bias_{number}", nn.initializers.zeros, (width,))
             found = lipschitz.dense(found, lipschitz.unit_rows(rows), bias)
         return found
 
-    def constants(self) -> jax.Array:
-        """`[K, K]` Lipschitz constants of the differences of scores."""
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """Scores `[B, K]` of images `[B, H, W, C]`; `train` changes nothing."""
+        del train
+        found = self._outputs(images)
+        return _of_pairs(found, self.num_classes, -1).min(-1) if self._pairs else found
+
+    def leads(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """`[B, K, K]`: the radius that each class has against each other one, to train.
+
+        Their least is what is certified, or with `head="pairs"` at most that.
+        """
+        del train
+        found = self._outputs(images)
+        if not self._pairs:
+            lead = found[:, :, None] - found[:, None]
+            return lead / jnp.maximum(self.constants(), 1e-9)
+        matrix = jnp.zeros((len(found), self.num_classes, self.num_classes))
+        high, low = np.triu_indices(self.num_classes, 1)
+        return matrix.at[:, high, low].set(found).at[:, low, high].set(-found)
+
+    def constants(self) -> jax.Array | float:
+        """Lipschitz constants of the differences of scores: `[K, K]`, or one for all."""
+        if self._pairs:
+            return 2.0
         rows = self.get_variable("params", f"rows_{len(self.widths)}")
         return lipschitz.pairwise_constants(lipschitz.unit_rows(jnp.asarray(rows)))
 
+    @property
+    def _pairs(self):
+        return self.head == "pairs"
+
+    @property
+    def _outputs_wanted(self):
+        classes = self.num_classes
+        return classes * (classes - 1) // 2 if self._pairs else classes
+
     def _check(self):
         metrics.check_ground_metric(self.ground_metric)
-        for name, width in (
-            ("potentials", self.potentials),
-            *(("widths", width) for width in self.widths),
+        for name, value, allowed in (
+            ("head", self.head, ("scores", "pairs")),
+            ("start", self.start, ("pairs", "waves")),
         ):
-            if width < 1 or self.group < 1 or width % self.group:
+            if value not in allowed:
+                raise ValueError(f"model.{name}={value!r} is not one of {allowed}.")
+        widths = self.potentials, *self.widths
+        if len(self.groups) != len(widths):
+            raise ValueError(
+                f"model.groups={tuple(self.groups)} has to name {len(widths)} numbers, one "
+                f"for the potentials and one for each of model.widths="
+                f"{tuple(self.widths)}."
+            )
+        for width, group in zip(widths, self.groups, strict=True):
+            if width < 1 or group < 1 or width % group:
                 raise ValueError(
-                    f"model.{name}={width} is not a positive multiple of "
-                    f"model.group={self.group}."
+                    f"model.potentials={self.potentials} and model.widths="
+                    f"{tuple(self.widths)} have to be multiples of model.groups="
+                    f"{tuple(self.groups)}."
                 )
         if self.spread < 1:
             raise ValueError(f"model.spread={self.spread} must be at least 1.")
 
     def started(self, params: Any, images: np.ndarray, labels: np.ndarray, seed: int):
-        """Parameters that start from Kantorovich potentials of pairs of images.
+        """Parameters that start from potentials, as `start` says.
 
         Args:
           params: fresh ones.
           images: `[N, H, W, C]` of the training set, in any unit.
           labels: `[N]` int.
-          seed: of the pairs.
+          seed: of the choice.
 
         Returns:
           Parameters; what potentials measure of the mean image is taken off.
@@ -92,9 +146,13 @@ class PotentialNet(nn.Module):
         Raises:
           ValueError: see `potentials.between_classes`.
         """
-        found = potentials.between_classes(
-            images, labels, self.potentials, self.ground_metric, seed=seed
-        )
+        if self.start == "waves":
+            shape = *images.shape[1:], self.potentials
+            found = potentials.waves(shape, self.ground_metric, seed=seed)
+        else:
+            found = potentials.between_classes(
+                images, labels, self.potentials, self.ground_metric, seed=seed
+            )
         mass = images.sum((1, 2, 3), keepdims=True, dtype=np.float64)
         mean = (images / np.where(mass > 0, mass, 1.0)).mean(0)
         offsets = -lipschitz.measure(mean[None], found)[0]
@@ -130,34 +188,39 @@ class PotentialNet(nn.Module):
         given = {name: np.asarray(value, np.float64) for name, value in params.items()}
         weights = given["potentials"]
         steep = np.maximum(potentials.slopes(weights, self.ground_metric), 1.0)
-        weights = weights / steep[:, None, None, None]
+        weights = weights / steep
         # About their middle they need fewer bits. Of images of mass one, any number
         # that all pixels have in common is measured as it is.
-        middle = (weights.max((1, 2, 3)) + weights.min((1, 2, 3))) / 2
-        units = potentials.quantised(
-            weights - middle[:, None, None, None], self.ground_metric, exponent
-        )
+        middle = (weights.max((0, 1, 2)) + weights.min((0, 1, 2))) / 2
+        units = potentials.quantised(weights - middle, self.ground_metric, exponent)
+        layers = [
+            (given[f"rows_{number}"], given[f"bias_{number}"])
+            for number in range(len(self.widths) + 1)
+        ]
+        pieces = 1
+        if self._pairs:
+            classes, pieces = self.num_classes, self.num_classes - 1
+            layers[-1] = tuple(
+                np.concatenate(_of_pairs(x, classes, 0)) for x in layers[-1]
+            )
+        *hidden, last = (quantised_rows(*layer) for layer in layers)
         return LipschitzNetwork(
             units,
             exponent,
             given["offsets"] + middle,
-            tuple(
-                quantised_rows(given[f"rows_{number}"], given[f"bias_{number}"])
-                for number in range(len(self.widths))
-            ),
-            quantised_rows(
-                given[f"rows_{len(self.widths)}"], given[f"bias_{len(self.widths)}"]
-            ),
-            group=self.group,
+            tuple(hidden),
+            last,
+            groups=tuple(self.groups),
+            pieces=pieces,
             ground_metric=self.ground_metric,
         )
 
 
 def _flat_start(key, shape):
     """Slopes of less than one in random directions, for images that bring no start."""
-    _, height, width, _ = shape
-    angles = jax.random.uniform(key, (shape[0], 1, 1, shape[3]), maxval=2 * jnp.pi)
-    y, x = np.mgrid[:height, :width, :1][:2] * 0.5
+    height, width, *rest = shape
+    angles = jax.random.uniform(key, (1, 1, *rest), maxval=2 * jnp.pi)
+    y, x = np.mgrid[:height, :width, :1, :1][:2] * 0.5
     return y * jnp.sin(angles) + x * jnp.cos(angles)
 
 
@@ -167,3 +230,18 @@ def _sparse_rows(key, shape, spread):
     chosen = jax.random.uniform(key_where, shape) < spread / shape[1]
     rows = jnp.where(chosen, jax.random.normal(key_what, shape), 0.0)
     return rows / (jnp.abs(rows).sum(1, keepdims=True) + 1e-9)
+
+
+def _of_pairs(found, classes, axis):
+    """For each class its outputs against all others: one axis of pairs becomes two."""
+    xp = found.__array_namespace__()
+    number = np.zeros((classes, classes), int)
+    number[np.triu_indices(classes, 1)] = np.arange(classes * (classes - 1) // 2)
+    sign = np.triu(np.ones((classes, classes)), 1)
+    others = ~np.eye(classes, dtype=bool)
+    number, sign = (
+        x[others].reshape(classes, classes - 1) for x in (number + number.T, sign - sign.T)
+    )
+    found = xp.take(found, xp.asarray(number), axis=axis)
+    behind = found.ndim - sign.ndim if axis == 0 else 0
+    return found * sign.reshape(*sign.shape, *(1,) * behind).astype(found.dtype)

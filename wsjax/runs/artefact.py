@@ -110,7 +110,8 @@ def save_network(
     claim = {
         "exponent": network.exponent,
         "exponents": [rows.exponent for rows in layers],
-        "group": network.group,
+        "groups": network.groups,
+        "pieces": network.pieces,
         "ground_metric": network.ground_metric,
     }
     text = {
@@ -153,7 +154,8 @@ def load_network(
             arrays["offsets"],
             tuple(hidden),
             last,
-            group=int(claim["group"]),
+            groups=tuple(map(int, claim["groups"])),
+            pieces=int(claim["pieces"]),
             ground_metric=claim["ground_metric"],
         )
         if not isinstance(about, dict):

@@ -131,19 +131,18 @@ class Objective:
             return self.ball_radius
         return self.ball_radius * jnp.minimum((step + 1) / growing, 1)
 
-    def loss(
-        self,
-        logits: jax.Array,
-        labels: jax.Array,
-        constants: jax.Array | float = 2.0,
-    ) -> jax.Array:
+    @property
+    def looks_at(self) -> str | None:
+        """The method of a module whose results `loss` is of; None for its logits."""
+        return "leads" if self.name == "radius" else None
+
+    def loss(self, found: jax.Array, labels: jax.Array) -> jax.Array:
         """Mean loss of a batch.
 
         Args:
-          logits: `[copies, B, K]`.
+          found: logits `[copies, B, K]`; for "radius" leads `[copies, B, K, K]` of each
+            class over each other one.
           labels: `[B]` int.
-          constants: Lipschitz constants of the differences of logits that are scores,
-            `[K, K]`, or one for all; "radius" looks at them.
 
         Returns:
           Scalar.
@@ -153,10 +152,11 @@ class Objective:
         """
         if self.name == "radius":
             # Of each class, by how much its radius falls short. The label has none.
-            short = (self.radius - radii(logits, labels, constants)) / self.temperature
-            own = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
-            logits = jnp.where(own, 0.0, short)
-        logs = jax.nn.log_softmax(logits)
+            own = jnp.take_along_axis(found, labels[None, :, None, None], axis=2)[:, :, 0]
+            short = (self.radius - own) / self.temperature
+            right = jax.nn.one_hot(labels, found.shape[-1], dtype=bool)
+            found = jnp.where(right, 0.0, short)
+        logs = jax.nn.log_softmax(found)
         own = jnp.take_along_axis(logs, labels[None, :, None], axis=-1)
         loss = -own.mean()
         if self.name == "consistency":
@@ -166,6 +166,13 @@ class Objective:
             entropy = -jnp.sum(mean * log_mean, axis=-1).mean()
             loss = loss + self.consistency * divergence + 0.5 * entropy
         return loss
+
+    def answers(self, found: jax.Array) -> jax.Array:
+        """Classes `[copies, B]` that what `loss` is of stands for."""
+        if self.name == "radius":
+            itself = jnp.eye(found.shape[-1], dtype=bool)
+            found = jnp.where(itself, jnp.inf, found).min(-1)
+        return jnp.argmax(found, -1)
 
     def adversarial_step(self, against: jax.Array) -> jax.Array:
         """Shift of the view of each image, from a gradient.
@@ -204,7 +211,8 @@ def radii(
     Args:
       scores: `[..., B, K]`.
       labels: `[B]` int.
-      constants: as in `Objective.loss`.
+      constants: Lipschitz constants of the differences of scores, `[K, K]`, or one for
+        all.
 
     Returns:
       `[..., B, K]`; infinite for the labels themselves.

@@ -165,6 +165,7 @@ def make_train_step(
             images,
             train=True,
             mutable=["batch_stats"],
+            method=objective.looks_at,
         )
 
     def step(state, key, images, labels):
@@ -182,7 +183,7 @@ def make_train_step(
             noisy = perturb_batch(key_noise, repeated, law, share_noise, shift)
             logits: Any
             logits, updates = apply(learned["model"], state.batch_stats, noisy)
-            return logits.reshape(copies, len(labels), -1), updates
+            return logits.reshape(copies, len(labels), *logits.shape[1:]), updates
 
         learned = {"model": state.params, "noise": state.noise}
         if objective.moves_images:
@@ -210,8 +211,7 @@ def make_train_step(
                 )(jnp.zeros((len(labels), *draw.shape), draw.dtype))
                 shift = jax.lax.stop_gradient(objective.adversarial_step(against))
             logits, updates = logits_of(images, learned, law, shift)
-            constants = constants_of(module, {"params": learned["model"]})
-            return objective.loss(logits, labels, constants), (logits, updates)
+            return objective.loss(logits, labels), (logits, updates)
 
         grads = jax.value_and_grad(loss_of, has_aux=True)
         (loss, (logits, updates)), gradient = grads(learned)
@@ -220,7 +220,7 @@ def make_train_step(
             trainable(gradient["model"], gradient["noise"]), state.opt_state, before
         )
         after = optax.apply_updates(before, changes)
-        accuracy = jnp.mean(jnp.argmax(logits, -1) == labels)
+        accuracy = jnp.mean(objective.answers(logits) == labels)
         state = TrainState(
             step=state.step + 1,
             params=after["model"] if state.noise else after,
@@ -268,14 +268,9 @@ def make_eval_step(
         images = images.astype(jnp.float32) / scale
         images = perturb_batch(key, images, noise.law(state.noise), False)
         logits: Any = module.apply(state.variables, images, train=False)
-        constants = constants_of(module, state.variables)
+        constants: Any = 2.0
+        if hasattr(module, "constants"):
+            constants = module.apply(state.variables, method="constants")
         return radii(logits, labels, constants).min(-1)
 
     return jax.jit(step)
-
-
-def constants_of(module: nn.Module, variables: Any) -> jax.Array | float:
-    """Lipschitz constants of differences of logits, of modules that know theirs."""
-    if not hasattr(module, "constants"):
-        return 2.0
-    return jnp.asarray(module.apply(variables, method="constants"))
