@@ -32,7 +32,9 @@ def measure(images, potentials):
     Returns:
       `[B, J]`.
     """
-    return images.reshape(len(images), -1) @ potentials.reshape(-1, potentials.shape[-1])
+    return images.reshape(len(images), -1) @ potentials.reshape(
+        -1, potentials.shape[-1]
+    )
 
 
 def sorted_groups(features, size: int):

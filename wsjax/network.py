@@ -108,7 +108,9 @@ class LipschitzNetwork:
         _check_bias("offsets", self.offsets, width)
         layers = (*self.hidden, self.last)
         if len(self.groups) != len(layers):
-            raise ValueError(f"groups={self.groups} are not one for each of the layers.")
+            raise ValueError(
+                f"groups={self.groups} are not one for each of the layers."
+            )
         for number, (rows, group) in enumerate(zip(layers, self.groups, strict=True)):
             name = "the last layer" if rows is self.last else f"hidden layer {number}"
             _check_rows(name, rows, width)

@@ -236,7 +236,9 @@ def waves(shape: tuple[int, ...], ground_metric: str, *, seed: int = 0) -> np.nd
     """
     height, width, channels, count = shape
     rng = np.random.default_rng(seed)
-    frequency = np.exp(rng.uniform(np.log(2.5 / max(height, width)), np.log(2.0), count))
+    frequency = np.exp(
+        rng.uniform(np.log(2.5 / max(height, width)), np.log(2.0), count)
+    )
     angle, phase = rng.uniform(0, 2 * np.pi, (2, count))
     amplitude = rng.uniform(-1.0, 1.0, (channels, count))
     amplitude[:, rng.uniform(size=count) < 1 / 3] = 1.0

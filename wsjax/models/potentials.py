@@ -169,7 +169,9 @@ class PotentialNet(nn.Module):
         left is made on the way through the network; but an optimizer that may leave the
         ball and is scaled back on the way comes less far (docs/potentials.md).
         """
-        moved = {"potentials": potentials.sweep(params["potentials"], self.ground_metric)}
+        moved = {
+            "potentials": potentials.sweep(params["potentials"], self.ground_metric)
+        }
         for name, value in params.items():
             if name.startswith("rows"):
                 moved[name] = lipschitz.onto_unit_rows(value)
@@ -240,7 +242,8 @@ def _of_pairs(found, classes, axis):
     sign = np.triu(np.ones((classes, classes)), 1)
     others = ~np.eye(classes, dtype=bool)
     number, sign = (
-        x[others].reshape(classes, classes - 1) for x in (number + number.T, sign - sign.T)
+        x[others].reshape(classes, classes - 1)
+        for x in (number + number.T, sign - sign.T)
     )
     found = xp.take(found, xp.asarray(number), axis=axis)
     behind = found.ndim - sign.ndim if axis == 0 else 0

@@ -329,7 +329,9 @@ def _report_crossings(workdir, case, rows, metric, certain):
     found = gaps(rows, read_rows(workdir / report.CERTIFICATES), metric)
     inside, compared = found.inside, len(found.indices)
     if inside:
-        excuse = "Not one may be" if certain else "A share of alpha may be; more are not"
+        excuse = (
+            "Not one may be" if certain else "A share of alpha may be; more are not"
+        )
         print(
             f"WARNING: {len(inside)} of {compared} images were fooled by {case.method} "
             f"inside their certified radius: {inside[:20]}. {excuse}."

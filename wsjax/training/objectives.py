@@ -152,7 +152,9 @@ class Objective:
         """
         if self.name == "radius":
             # Of each class, by how much its radius falls short. The label has none.
-            own = jnp.take_along_axis(found, labels[None, :, None, None], axis=2)[:, :, 0]
+            own = jnp.take_along_axis(found, labels[None, :, None, None], axis=2)[
+                :, :, 0
+            ]
             short = (self.radius - own) / self.temperature
             right = jax.nn.one_hot(labels, found.shape[-1], dtype=bool)
             found = jnp.where(right, 0.0, short)
