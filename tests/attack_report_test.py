@@ -33,11 +33,13 @@ class CrossingsTest(parameterized.TestCase):
         self.folder = pathlib.Path(folder.name)
 
     def crossings(self, attacks, certificates, metric="l2"):
-        return attack_report.crossings(
+        """Images inside, and number of images that can be compared."""
+        found = attack_report.gaps(
             table(self.folder, "a.tsv", attack_report.COLUMNS, attacks),
             table(self.folder, "c.tsv", tuple(report.SHARED), certificates),
             metric,
         )
+        return found.inside, len(found.indices)
 
     def test_a_success_below_the_radius_is_a_crossing_and_one_above_is_none(self):
         attacks = [
@@ -49,6 +51,20 @@ class CrossingsTest(parameterized.TestCase):
             {"idx": i, "label": 4, "predict": 4, "radius": 0.1} for i in (0, 10, 20)
         ]
         self.assertEqual(self.crossings(attacks, certificates), ([0], 3))
+
+    def test_ratios_are_of_distance_to_radius(self):
+        attacks = [{"idx": i, "verified": 1, "l2": 0.3 + i} for i in range(3)]
+        certificates = [
+            {"idx": 0, "label": 4, "predict": 4, "radius": 0.1},
+            {"idx": 2, "label": 4, "predict": 4, "radius": 0.0},
+        ]
+        found = attack_report.gaps(
+            table(self.folder, "a.tsv", attack_report.COLUMNS, attacks),
+            table(self.folder, "c.tsv", tuple(report.SHARED), certificates),
+            "l2",
+        )
+        np.testing.assert_array_equal(found.indices, [0, 2])
+        np.testing.assert_allclose(found.ratios, [3.0])
 
     def test_the_metric_of_the_radii_is_the_one_compared(self):
         attacks = [{"idx": 0, "verified": 1, "l1": 0.9, "l2": 0.09}]

@@ -26,6 +26,9 @@ FILES = sorted((ROOT / "configs").rglob("*.py"))
 # Of certifiers that take neither noise nor training.
 UNTRAINED = [ROOT / "configs" / "mnist_nearest.py"]
 TRAINED = [path for path in FILES if path not in UNTRAINED]
+# Of networks that are Lipschitz by construction.
+LIPSCHITZ = sorted((ROOT / "configs").glob("*_potentials.py"))
+SMOOTHED = [path for path in TRAINED if path not in LIPSCHITZ]
 
 
 def each_of(files):
@@ -36,6 +39,7 @@ def each_of(files):
 
 
 EACH_CONFIG, EACH_TRAINED = each_of(FILES), each_of(TRAINED)
+EACH_SMOOTHED, EACH_LIPSCHITZ = each_of(SMOOTHED), each_of(LIPSCHITZ)
 IMAGES = {
     "digits": ((8, 8, 1), 10),
     "mnist": ((28, 28, 1), 10),
@@ -61,7 +65,7 @@ class ConfigsTest(chex.TestCase):
         names = {load(path)[0].data.name for path in FILES}
         self.assertEqual(names, set(IMAGES))
 
-    @EACH_TRAINED
+    @EACH_SMOOTHED
     def test_noise_and_protocol(self, path):
         settings, _ = load(path)
         shape, _ = IMAGES[settings.data.name]
@@ -98,7 +102,7 @@ class ConfigsTest(chex.TestCase):
         self.assertEqual(logits.shape, (2, classes))
         self.assertEqual(logits.dtype, jnp.float32)
 
-    @EACH_TRAINED
+    @EACH_SMOOTHED
     def test_training(self, path):
         settings, _ = load(path)
         learned = experiment.learns_noise(settings)
@@ -116,6 +120,18 @@ class ConfigsTest(chex.TestCase):
         # So that one to sixteen devices can share a batch.
         self.assertEqual(settings.train.batch_size % 16, 0)
 
+    @EACH_LIPSCHITZ
+    def test_training_of_lipschitz_networks(self, path):
+        settings, _ = load(path)
+        shape, classes = IMAGES[settings.data.name]
+        module = experiment.make_model(settings.model, classes)
+        experiment.check_purpose(module, settings.train)
+        experiment.trace_state(module, shape, settings.train, None)
+        objective = experiment.make_objective(settings.train)
+        self.assertEqual(objective.name, "radius")
+        self.assertEqual(settings.certify.method, "lipschitz")
+        self.assertEqual(settings.train.batch_size % 16, 0)
+
     @EACH_TRAINED
     def test_attack(self, path):
         settings, _ = load(path)
@@ -123,7 +139,7 @@ class ConfigsTest(chex.TestCase):
             whole = settings.plain()
             whole["attack"]["method"] = name
             built = experiment.make_attack(config.resolve(whole))
-            self.assertEqual(built.ground_metric, settings.smoothing.ground_metric)
+            self.assertEqual(built.ground_metric, experiment.ground_metric(settings))
             targets = attack_report.chosen_targets(settings.attack.target, method)
             wanted = settings.attack.target != "base"
             self.assertEqual("smoothed" in targets, method.smoothed and wanted)
@@ -187,7 +203,7 @@ class ConfigsTest(chex.TestCase):
             self.assertTrue(published["abstention_counts"])
 
     def test_the_published_method_is_under_paper_and_learned_noise_is_not(self):
-        for path in TRAINED:
+        for path in SMOOTHED:
             settings, _ = load(path)
             learned = experiment.learns_noise(settings)
             paper = path.parent.name == "paper"

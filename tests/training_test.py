@@ -110,7 +110,7 @@ class StepTest(chex.TestCase):
             ("clean", None, images / np.float32(255)),
         ):
             measure = steps.make_eval_step(Tiny(), perturb, scale=255.0)
-            answers[name] = int(measure(state, key, images, labels))
+            answers[name] = int((measure(state, key, images, labels) > 0).sum())
             logits = Tiny().apply(state.variables, shown, train=False)
             self.assertEqual(answers[name], np.sum(np.argmax(logits, -1) == labels))
         self.assertNotEqual(answers["noisy"], answers["clean"])
