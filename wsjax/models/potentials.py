@@ -65,7 +65,7 @@ class PotentialNet(nn.Module):
         for number, width in enumerate((*self.widths, self._outputs_wanted)):
             found = lipschitz.sorted_groups(found, self.groups[number])
             shape = width, found.shape[-1]
-            rows = self.param(f"rows_{number}", _sparse_rows, shape, self.spread)
+            rows: Any = self.param(f"rows_{number}", _sparse_rows, shape, self.spread)
             bias = self.param(f"bias_{number}", nn.initializers.zeros, (width,))
             found = lipschitz.dense(found, lipschitz.unit_rows(rows), bias)
         return found
@@ -195,7 +195,7 @@ class PotentialNet(nn.Module):
         # that all pixels have in common is measured as it is.
         middle = (weights.max((0, 1, 2)) + weights.min((0, 1, 2))) / 2
         units = potentials.quantised(weights - middle, self.ground_metric, exponent)
-        layers = [
+        layers: list[Any] = [
             (given[f"rows_{number}"], given[f"bias_{number}"])
             for number in range(len(self.widths) + 1)
         ]
