@@ -101,11 +101,18 @@ def _ends(dy, dx):
     return (rows[0], columns), (rows[1], back)
 
 
-def _near_steps(potentials, ground_metric):
+def _near(potentials, ground_metric):
+    """Yields what is one step away, NaN where nothing is, and how far that step is."""
     height, width = potentials.shape[:2]
-    for dy, dx in _STEPS[ground_metric]:
-        if dy < height and abs(dx) < width:
-            yield *_ends(dy, dx), math.hypot(dy, dx)
+    steps = _STEPS[ground_metric]
+    most = max(max(map(abs, step)) for step in steps)
+    # One array that all steps look into, as XLA writes each update of a part in full.
+    wide = jnp.pad(
+        potentials, [(most, most)] * 2 + [(0, 0)] * 2, constant_values=jnp.nan
+    )
+    for dy, dx in steps:
+        for y, x in ((most + dy, most + dx), (most - dy, most - dx)):
+            yield wide[y : y + height, x : x + width], math.hypot(dy, dx)
 
 
 def near_slopes(potentials: jax.Array, ground_metric: str) -> jax.Array:
@@ -119,13 +126,11 @@ def near_slopes(potentials: jax.Array, ground_metric: str) -> jax.Array:
       `[J]`: between 1 and `STRETCH` times what `slopes` says, but for rounding.
     """
     potentials = jnp.asarray(potentials)
-    # A single pixel has no slope.
-    near = [jnp.zeros(potentials.shape[-1], potentials.dtype)]
-    near += [
-        jnp.abs(potentials[there] - potentials[here]).max((0, 1, 2)) / distance
-        for there, here, distance in _near_steps(potentials, ground_metric)
-    ]
-    return jnp.max(jnp.stack(near), 0) * STRETCH[ground_metric]
+    steepest = jnp.zeros_like(potentials)
+    for there, distance in _near(potentials, ground_metric):
+        slope = jnp.abs(there - potentials) / distance
+        steepest = jnp.where(slope > steepest, slope, steepest)  # NaN is not.
+    return steepest.max((0, 1, 2)) * STRETCH[ground_metric]
 
 
 def sweep(potentials: jax.Array, ground_metric: str) -> jax.Array:
@@ -142,10 +147,9 @@ def sweep(potentials: jax.Array, ground_metric: str) -> jax.Array:
       Array of the same shape and dtype.
     """
     low = high = potentials = jnp.asarray(potentials)
-    for there, here, distance in _near_steps(potentials, ground_metric):
-        for one, other in ((there, here), (here, there)):
-            low = low.at[one].min(potentials[other] + distance)
-            high = high.at[one].max(potentials[other] - distance)
+    for there, distance in _near(potentials, ground_metric):
+        low = jnp.where(there + distance < low, there + distance, low)
+        high = jnp.where(there - distance > high, there - distance, high)
     return (low + high) / 2
 
 

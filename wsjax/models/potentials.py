@@ -62,6 +62,7 @@ class PotentialNet(nn.Module):
         found = lipschitz.measure(images / mass, weights / jnp.maximum(slopes, 1.0))
         # Offsets start where a picture of the mean is zero, see `started`.
         found = found + self.param("offsets", nn.initializers.zeros, (self.potentials,))
+        rows: Any
         for number, width in enumerate((*self.widths, self._outputs_wanted)):
             found = lipschitz.sorted_groups(found, self.groups[number])
             shape = width, found.shape[-1]
@@ -174,7 +175,8 @@ class PotentialNet(nn.Module):
         }
         for name, value in params.items():
             if name.startswith("rows"):
-                moved[name] = lipschitz.onto_unit_rows(value)
+                # Rows were in the ball before an update: few rounds are enough.
+                moved[name] = lipschitz.onto_unit_rows(value, rounds=5)
         return {**params, **moved}
 
     def frozen(self, params: Any, exponent: int = 10) -> LipschitzNetwork:
