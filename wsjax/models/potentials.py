@@ -62,7 +62,6 @@ class PotentialNet(nn.Module):
         found = lipschitz.measure(images / mass, weights / jnp.maximum(slopes, 1.0))
         # Offsets start where a picture of the mean is zero, see `started`.
         found = found + self.param("offsets", nn.initializers.zeros, (self.potentials,))
-        rows: Any
         for number, width in enumerate((*self.widths, self._outputs_wanted)):
             found = lipschitz.sorted_groups(found, self.groups[number])
             shape = width, found.shape[-1]
@@ -95,7 +94,7 @@ class PotentialNet(nn.Module):
         """Lipschitz constants of the differences of scores: `[K, K]`, or one for all."""
         if self._pairs:
             return 2.0
-        rows = self.get_variable("params", f"rows_{len(self.widths)}")
+        rows: Any = self.get_variable("params", f"rows_{len(self.widths)}")
         return lipschitz.pairwise_constants(lipschitz.unit_rows(jnp.asarray(rows)))
 
     @property
