@@ -7,8 +7,8 @@ at radii of .001 and more; for clean accuracy see configs/cifar.py.
   python certify.py --config=configs/cifar_potentials.py --config.data.dir=FOLDER
   python attack.py  --config=configs/cifar_potentials.py --config.data.dir=FOLDER
 
-FOLDER holds the original binary or Python batches. `train.radius` is what it is trained for: a
-larger one gives larger radii to fewer images.
+FOLDER holds cifar-10-binary.tar.gz or the six files of the binary version. `train.radius`
+is what it is trained for: a larger one gives larger radii to fewer images.
 """
 
 import ml_collections
@@ -39,6 +39,7 @@ def get_config():
         "objective": "radius",
         "radius": 0.01,  # Pixels x fraction of mass,
         "temperature": 0.005,  # likewise.
+        "augment": "flip",
         "optimizer": "adam",
         "learning_rate": 2e-2,
         "potential_learning_rate": 0.2,

@@ -109,4 +109,9 @@ def _check_batch(images):
 
 
 # By the name that `train.augment` gives.
-AUGMENTATIONS = {"none": None, "crop_flip": random_crop_flip, "affine": random_affine}
+AUGMENTATIONS = {
+    "none": None,
+    "crop_flip": random_crop_flip,
+    "flip": partial(random_crop_flip, padding=0),
+    "affine": random_affine,
+}

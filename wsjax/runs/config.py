@@ -107,7 +107,7 @@ class TrainBlock:
     temperature: float = Objective.temperature
     noise_learning_rate: float = 0.0  # Peak, for learned noise; 0 keeps it.
     potential_learning_rate: float = 0.0  # Peak, for potentials.
-    augment: str = "none"  # "crop_flip" or "affine".
+    augment: str = "none"  # "crop_flip", "flip" or "affine".
     optimizer: str = "sgd"
     learning_rate: float
     momentum: float = 0.9
