@@ -10,6 +10,7 @@ in subpackages that are imported by name, and so does what is told of in fewer w
 from wsjax._version import __version__
 from wsjax.certifiers.at_radii import VotesAtRadii
 from wsjax.certifiers.base import Certificate, Certifier, Prediction
+from wsjax.certifiers.lipschitz import LipschitzScores
 from wsjax.certifiers.nearest import NearestNeighbours
 from wsjax.certifiers.pilot import PilotVotes
 from wsjax.certifiers.votes import Counting, FixedVotes
@@ -24,6 +25,7 @@ from wsjax.flow import (
     normalize_mass,
 )
 from wsjax.gaussian import ColouredGaussian, GaussianView
+from wsjax.network import LipschitzNetwork
 from wsjax.noise import FlowGaussian, FlowLaplace, FlowUniform, NoiseLaw, PixelLaplace
 from wsjax.scores import ABSTAIN
 from wsjax.smoothing import Smoothing, gaussian_smoothing, make_smoothing
@@ -42,6 +44,8 @@ __all__ = [
     "FlowPlan",
     "FlowUniform",
     "GaussianView",
+    "LipschitzNetwork",
+    "LipschitzScores",
     "NearestNeighbours",
     "NoiseLaw",
     "PilotVotes",
