@@ -43,6 +43,7 @@ def get_config():
         "optimizer": "adam",
         "learning_rate": 2e-2,
         "potential_learning_rate": 0.2,
+        "bias_learning_rate": 2e-3,
         "schedule": "one_cycle",
         "batch_size": 256,
         "num_epochs": 20,

@@ -41,6 +41,7 @@ def get_config():
         "optimizer": "adam",
         "learning_rate": 1.5e-2,
         "potential_learning_rate": 0.1,
+        "bias_learning_rate": 5e-3,
         "schedule": "one_cycle",
         "batch_size": 128,
         "num_epochs": 20,

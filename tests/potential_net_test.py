@@ -156,7 +156,7 @@ class RadiusTest(parameterized.TestCase):
             learning_rate=0.1,
             momentum=0.0,
             total_steps=3,
-            potential_learning_rate=0.5,
+            rates={"potentials": 0.5},
             project=lambda params: jax.tree.map(lambda x: jnp.minimum(x, 1.0), params),
         )
         params = {"potentials": jnp.array([0.0, 0.9]), "rows_0": jnp.array([0.0, 0.99])}
@@ -245,6 +245,7 @@ def get_config():
         "train": {
             "objective": "radius", "radius": 0.1, "temperature": 0.02,
             "optimizer": "adam", "learning_rate": 0.02, "potential_learning_rate": 0.1,
+            "bias_learning_rate": 0.01,
             "schedule": "one_cycle", "batch_size": 64, "num_epochs": 2,
         },
         "certify": {"method": "lipschitz"},

@@ -106,7 +106,8 @@ class TrainBlock:
     radius: float = Objective.radius
     temperature: float = Objective.temperature
     noise_learning_rate: float = 0.0  # Peak, for learned noise; 0 keeps it.
-    potential_learning_rate: float = 0.0  # Peak, for potentials.
+    potential_learning_rate: float = 0.0  # Peak, for potentials, in pixels;
+    bias_learning_rate: float = 0.0  # for what is added to them, in the unit of radii.
     augment: str = "none"  # "crop_flip", "flip" or "affine".
     optimizer: str = "sgd"
     learning_rate: float

@@ -107,13 +107,20 @@ def make_optimizer(
     module: Any = None,
 ) -> Any:
     """The Optax transformation of a config's `train` block, for a module."""
-    lipschitz = certifies_itself(module)
+    lipschitz, rates = certifies_itself(module), {}
+    if lipschitz:
+        bias = block.bias_learning_rate
+        rates = {
+            "potentials": block.potential_learning_rate,
+            "offsets": bias,
+            "bias": bias,
+        }
     return pick(
         optimizers.make_optimizer,
         block,
         total_steps=total_steps,
         noise_learning_rate=block.noise_learning_rate if learned_noise else None,
-        potential_learning_rate=block.potential_learning_rate if lipschitz else None,
+        rates=rates,
         project=module.projected if lipschitz else None,
     )
 

@@ -1,6 +1,7 @@
 """Optimizers and learning-rate schedules, built from the `train` block of a config."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import optax
@@ -18,7 +19,7 @@ def make_optimizer(
     weight_decay: float = 0.0,
     schedule: str = "constant",
     noise_learning_rate: float | None = None,
-    potential_learning_rate: float | None = None,
+    rates: Mapping[str, float] | None = None,
     project: Callable[[Any], Any] | None = None,
 ) -> optax.GradientTransformation:
     """Builds an optimizer with its schedule.
@@ -36,8 +37,8 @@ def make_optimizer(
       noise_learning_rate: peak for the parameters of learned noise, by Adam without
         decay on the same schedule; 0 leaves them as they are; None where there are
         none.
-      potential_learning_rate: peak for parameters "potentials" and "offsets"; None
-        where there are none.
+      rates: peaks for parameters of the model whose names begin so, if they have
+        their own.
       project: applied to the model's parameters after each update, or None.
 
     Returns:
@@ -65,14 +66,14 @@ def make_optimizer(
     if optimizer not in OPTIMIZERS:
         raise ValueError(f"optimizer={optimizer!r} is not one of {OPTIMIZERS}.")
     model = at(learning_rate)
-    if potential_learning_rate is not None:
-        if not potential_learning_rate > 0:
-            raise ValueError(
-                f"potential_learning_rate={potential_learning_rate!r} is not positive."
-            )
-        model = optax.partition(
-            {"potentials": at(potential_learning_rate), "other": model}, _kinds
-        )
+    if rates:
+        for name, peak in rates.items():
+            if not peak > 0:
+                raise ValueError(
+                    f"The learning rate {peak!r} of {name} is not positive."
+                )
+        each = {name: at(peak) for name, peak in rates.items()}
+        model = optax.partition({"": model, **each}, functools.partial(_begin, rates))
     if project is not None:
         model = projected(model, project)
     if noise_learning_rate is None:
@@ -107,9 +108,11 @@ def projected(
     return optax.GradientTransformation(optimizer.init, update)
 
 
-def _kinds(params):
-    own = ("potentials", "offsets")
-    return {name: "potentials" if name in own else "other" for name in params}
+def _begin(beginnings, params):
+    """For each parameter which of the beginnings its name has, "" for none."""
+    return {
+        name: next((b for b in beginnings if name.startswith(b)), "") for name in params
+    }
 
 
 def _rate(schedule, peak, total_steps):
