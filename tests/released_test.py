@@ -16,8 +16,18 @@ REAL_DATA = pathlib.Path(
     os.environ.get("WSJAX_DATA_DIR")
     or pathlib.Path(__file__).parents[2] / "shared" / "data"
 )
-FILES = sorted((ROOT / "released").glob("*.safetensors"))
-EACH_FILE = parameterized.named_parameters((path.stem, path) for path in FILES)
+NETWORKS = sorted((ROOT / "released").glob("*_potentials.safetensors"))
+FILES = sorted(set((ROOT / "released").glob("*.safetensors")) - set(NETWORKS))
+EACH_FILE, EACH_NETWORK = (
+    parameterized.named_parameters((path.stem, path) for path in paths)
+    for paths in (FILES, NETWORKS)
+)
+# Least accuracy and certified accuracy at a radius, of the first 1,000 test images.
+PROMISES = {
+    "mnist_potentials": (0.94, 0.1, 0.86),
+    "fashion_mnist_potentials": (0.78, 0.1, 0.58),
+    "cifar10_potentials": (0.45, 0.001, 0.40),
+}
 
 
 def restore(path):
@@ -81,6 +91,46 @@ class ReleasedTest(parameterized.TestCase):
             result = certifier.certify(image, jax.random.key(index))
             right += result.label == test.labels[index] and result.radius > 0.02
         self.assertGreaterEqual(right, 12)
+
+
+class NetworksTest(parameterized.TestCase):
+    def test_there_is_one_for_each_data_set(self):
+        self.assertEqual({path.stem for path in NETWORKS}, set(PROMISES))
+
+    @EACH_NETWORK
+    def test_is_small_and_whole(self, path):
+        most = 10e6 if path.stem.startswith("cifar") else 5e6
+        self.assertLess(path.stat().st_size, most)
+        network = artefact.load_network(path)
+        self.assertEqual(network.ground_metric, "l2")
+        # A loop over sampled pairs in Python's integers.
+        units, top = network.potentials, 4**network.exponent
+        height, width, channels, count = units.shape
+        rng = np.random.default_rng(0)
+        for _ in range(2000):
+            (ya, yb), (xa, xb) = (rng.integers(0, s, 2) for s in (height, width))
+            c, j = rng.integers(channels), rng.integers(count)
+            rise = int(units[ya, xa, c, j]) - int(units[yb, xb, c, j])
+            away = int(ya - yb) ** 2 + int(xa - xb) ** 2
+            self.assertLessEqual(rise * rise, top * away)
+        for rows in (*network.hidden, network.last):
+            for row in rows.units:
+                self.assertLessEqual(sum(abs(int(w)) for w in row), 2**rows.exponent)
+
+    @EACH_NETWORK
+    def test_certifies_test_images(self, path):
+        name = path.stem.removesuffix("_potentials")
+        if not (REAL_DATA / name).is_dir():
+            self.skipTest(f"No {name}: set WSJAX_DATA_DIR to the folder above it.")
+        test = data.load(name, "test", dir=REAL_DATA / name)
+        images = (data.as_float(image, test.scale) for image in test.images[:1000])
+        certifier = wsjax.LipschitzScores(artefact.load_network(path))
+        found = list(certifier.certify_each(images))
+        right = np.array([c.label for c in found]) == test.labels[:1000]
+        radii = np.where(right, [c.radius for c in found], -1.0)
+        accuracy, radius, certified = PROMISES[path.stem]
+        self.assertGreater(right.mean(), accuracy)
+        self.assertGreater((radii >= radius).mean(), certified)
 
 
 if __name__ == "__main__":
