@@ -59,8 +59,11 @@ class PotentialNet(nn.Module):
             potentials.near_slopes(weights, self.ground_metric)
         )
         mass = images.sum((1, 2, 3), keepdims=True)
-        found = lipschitz.measure(images / mass, weights / jnp.maximum(slopes, 1.0))
-        # Offsets start where a picture of the mean is zero, see `started`.
+        # Potentials that are measured on differences from the mean image learn much
+        # faster: what all images have in common moves none of them.
+        mean = self.param("mean", nn.initializers.zeros, images.shape[1:])
+        images = images / mass - jax.lax.stop_gradient(mean)
+        found = lipschitz.measure(images, weights / jnp.maximum(slopes, 1.0))
         found = found + self.param("offsets", nn.initializers.zeros, (self.potentials,))
         for number, width in enumerate((*self.widths, self._outputs_wanted)):
             found = lipschitz.sorted_groups(found, self.groups[number])
@@ -141,7 +144,7 @@ class PotentialNet(nn.Module):
           seed: of the choice.
 
         Returns:
-          Parameters; what potentials measure of the mean image is taken off.
+          Parameters, with the mean image.
 
         Raises:
           ValueError: see `potentials.between_classes`.
@@ -155,11 +158,10 @@ class PotentialNet(nn.Module):
             )
         mass = images.sum((1, 2, 3), keepdims=True, dtype=np.float64)
         mean = (images / np.where(mass > 0, mass, 1.0)).mean(0)
-        offsets = -lipschitz.measure(mean[None], found)[0]
         return {
             **params,
             "potentials": jnp.asarray(found, jnp.float32),
-            "offsets": jnp.asarray(offsets, jnp.float32),
+            "mean": jnp.asarray(mean, jnp.float32),
         }
 
     def projected(self, params: Any) -> Any:
@@ -196,6 +198,10 @@ class PotentialNet(nn.Module):
         # that all pixels have in common is measured as it is.
         middle = (weights.max((0, 1, 2)) + weights.min((0, 1, 2))) / 2
         units = potentials.quantised(weights - middle, self.ground_metric, exponent)
+        # What is measured on differences from the mean image in training.
+        mean = given["mean"]
+        off = lipschitz.measure(mean[None], np.ldexp(units.astype(float), -exponent))[0]
+        offsets = given["offsets"] - off + middle * (1.0 - mean.sum())
         layers: list[Any] = [
             (given[f"rows_{number}"], given[f"bias_{number}"])
             for number in range(len(self.widths) + 1)
@@ -210,7 +216,7 @@ class PotentialNet(nn.Module):
         return LipschitzNetwork(
             units,
             exponent,
-            given["offsets"] + middle,
+            offsets,
             tuple(hidden),
             last,
             groups=tuple(self.groups),
