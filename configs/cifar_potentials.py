@@ -46,7 +46,7 @@ def get_config():
         "bias_learning_rate": 2e-3,
         "schedule": "one_cycle",
         "batch_size": 256,
-        "num_epochs": 20,
+        "num_epochs": 12,
     }
     config.certify = {"method": "lipschitz"}
     config.attack = {"method": "flow", "target": "base"}

@@ -28,9 +28,9 @@ def get_config():
     config.model = {
         "name": "potentials",
         "checkpoint": "",
-        "potentials": 1024,
+        "potentials": 1792,
         "widths": (512,),
-        "groups": (8, 4),  # Numbers that are sorted together.
+        "groups": (16, 4), 4),  # Numbers that are sorted together.
         "head": "pairs",
         "ground_metric": "l2",
     }
@@ -39,12 +39,12 @@ def get_config():
         "radius": 0.2,  # Pixels x fraction of mass,
         "temperature": 0.025,  # likewise.
         "optimizer": "adam",
-        "learning_rate": 1.5e-2,
-        "potential_learning_rate": 0.1,
-        "bias_learning_rate": 5e-3,
+        "learning_rate": 7e-3,
+        "potential_learning_rate": 0.08,
+        "bias_learning_rate": 4e-3,
         "schedule": "one_cycle",
-        "batch_size": 128,
-        "num_epochs": 20,
+        "batch_size": 64,
+        "num_epochs": 30,
     }
     config.certify = {"method": "lipschitz"}
     config.attack = {"method": "flow", "target": "base"}

@@ -181,10 +181,24 @@ class NetworkTest(absltest.TestCase):
             found = net.scores(points * scale)
             np.testing.assert_allclose(found, net.scores(points), atol=net.precision)
 
+    def test_rows_become_whole_numbers_near_them_within_one(self):
+        rows = np.random.default_rng(9).normal(size=(40, 300)) / 250
+        rows[0], rows[1] = 0.0, 0.0
+        rows[0, 3] = -1.0
+        found = network.quantised_rows(rows, np.zeros(40))
+        self.assertEqual(found.units.dtype, np.int16)
+        sizes = np.abs(found.units.astype(int)).sum(1)
+        self.assertLessEqual(sizes.max(), 2**15)
+        self.assertGreater(sizes[0], 2**15 - 2)
+        norms = np.maximum(np.abs(rows).sum(1, keepdims=True), 1.0)
+        off = np.abs(found.weights - rows / norms)
+        self.assertLess(off.mean(), 2.0**-16)
+        self.assertLess(off.max(), 2.0**-10)
+
     def test_a_row_one_unit_too_long_is_refused(self):
         net = small_network()
         units = net.last.units.copy()
-        short = 2**24 - np.abs(units.astype(int)).sum(1)[0]
+        short = 2**15 - np.abs(units.astype(int)).sum(1)[0]
         units[0, 0] += np.sign(units[0, 0]) * short
         last = net.last._replace(units=units)
         dataclasses.replace(net, last=last)

@@ -207,7 +207,7 @@ class FileTest(parameterized.TestCase):
             del text
             units = arrays["rows_1"]
             units[2] = 0
-            units[2, :2] = 2**23, 2**23 + 1
+            units[2, :2] = 2**14, 2**14 + 1
 
         with self.assertRaisesRegex(checkpoints.CheckpointError, "Row 2 of the last"):
             artefact.load_network(self.edited(longer))

@@ -39,7 +39,7 @@ class Rows(NamedTuple):
     """A dense layer of whole numbers.
 
     Attributes:
-      units: `[E, D]` int32, in units of `2**-exponent`; a row's sizes add up to at most
+      units: `[E, D]` int16 or int32, in units of `2**-exponent`; a row's sizes add up to at most
         `2**exponent`.
       exponent: 0 to 30.
       bias: `[E]` float64.
@@ -55,8 +55,10 @@ class Rows(NamedTuple):
         return np.ldexp(self.units.astype(np.float64), -self.exponent)
 
 
-def quantised_rows(rows: np.ndarray, bias: np.ndarray, exponent: int = 24) -> Rows:
-    """A layer of whole numbers near given rows: divided by norms above one, cut off.
+def quantised_rows(rows: np.ndarray, bias: np.ndarray, exponent: int = 15) -> Rows:
+    """A layer of whole numbers near given rows: divided by norms above one, rounded.
+
+    What rounding adds to a norm is taken from the largest entry of the row.
 
     Args:
       rows: `[E, D]` numbers.
@@ -67,9 +69,15 @@ def quantised_rows(rows: np.ndarray, bias: np.ndarray, exponent: int = 24) -> Ro
       `Rows`.
     """
     rows = np.asarray(rows, np.float64)
-    norms = np.maximum(np.abs(rows).sum(1, keepdims=True), 1.0) * (1.0 + 2.0**-40)
-    units = np.trunc(rows / norms * 2.0**exponent).astype(np.int32)
-    return Rows(units, exponent, np.asarray(bias, np.float64))
+    norms = np.maximum(np.abs(rows).sum(1, keepdims=True), 1.0)
+    units = np.rint(rows / norms * 2.0**exponent).astype(np.int64)
+    each, largest = np.arange(len(rows)), np.abs(units).argmax(1)
+    over = np.maximum(np.abs(units).sum(1) - 2**exponent, 0)
+    if exponent == 15:  # A single entry of one does not fit into int16.
+        over = np.maximum(over, np.abs(units).max(1) - (2**15 - 1))
+    units[each, largest] -= np.sign(units[each, largest]) * over
+    small = np.int16 if exponent <= 15 else np.int32
+    return Rows(units.astype(small), exponent, np.asarray(bias, np.float64))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -225,10 +233,10 @@ def _check_rows(name: str, rows: Rows, width: int) -> None:
     Raises:
       ValueError: the message says which row.
     """
-    if rows.units.ndim != 2 or rows.units.dtype != np.int32 or 0 in rows.units.shape:
+    dtype, shape = rows.units.dtype, rows.units.shape
+    if len(shape) != 2 or 0 in shape or dtype not in (np.int16, np.int32):
         raise ValueError(
-            f"{name} is stored as {rows.units.dtype}{rows.units.shape}, not as a "
-            f"matrix of int32."
+            f"{name} is stored as {dtype}{shape}, not as a matrix of int16 or int32."
         )
     if not 0 <= rows.exponent <= 30:
         raise ValueError(f"exponent={rows.exponent} of {name} is outside [0, 30].")
