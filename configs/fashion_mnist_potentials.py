@@ -30,7 +30,7 @@ def get_config():
         "checkpoint": "",
         "potentials": 1024,
         "widths": (512,),
-        "groups": (16, 4), 4),  # Numbers that are sorted together.
+        "groups": (16, 4),  # Numbers that are sorted together.
         "head": "pairs",
         "ground_metric": "l2",
     }

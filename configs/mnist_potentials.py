@@ -30,13 +30,13 @@ def get_config():
         "checkpoint": "",
         "potentials": 1792,
         "widths": (512,),
-        "groups": (16, 4), 4),  # Numbers that are sorted together.
+        "groups": (16, 4),  # Numbers that are sorted together.
         "head": "pairs",
         "ground_metric": "l2",
     }
     config.train = {
         "objective": "radius",
-        "radius": 0.2,  # Pixels x fraction of mass,
+        "radius": 0.21,  # Pixels x fraction of mass,
         "temperature": 0.025,  # likewise.
         "optimizer": "adam",
         "learning_rate": 7e-3,
