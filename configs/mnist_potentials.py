@@ -44,7 +44,7 @@ def get_config():
         "bias_learning_rate": 4e-3,
         "schedule": "one_cycle",
         "batch_size": 64,
-        "num_epochs": 30,
+        "num_epochs": 20,
     }
     config.certify = {"method": "lipschitz"}
     config.attack = {"method": "flow", "target": "base"}
