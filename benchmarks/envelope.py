@@ -43,9 +43,9 @@ def learned(name, config, scale, *changes):
     return Run(name, config, (f"smoothing.certificate_scale={scale}", *changes))
 
 
-def potentials(config):
+def potentials(config, name="potentials", *changes):
     """Without votes; on the images that the others are certified on."""
-    return Run("potentials", config, ("data.stride=10",))
+    return Run(name, config, ("data.stride=10", *changes))
 
 
 PLANS = {
@@ -70,6 +70,8 @@ PLANS = {
             learned("c=0.06", "mnist", 0.06),
             learned("c=0.1", "mnist", 0.1),
             potentials("mnist_potentials"),
+            potentials("mnist_potentials", "potentials, r=0.1", "train.radius=0.1"),
+            potentials("mnist_potentials", "potentials, r=0.3", "train.radius=0.3"),
         ),
         (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3),
     ),
