@@ -48,6 +48,9 @@ def potentials(config, name="potentials", *changes):
     return Run(name, config, ("data.stride=10", *changes))
 
 
+SMALLER = "model.potentials=1024", "train.num_epochs=12"
+
+
 PLANS = {
     "mnist": Plan(
         (
@@ -70,8 +73,12 @@ PLANS = {
             learned("c=0.06", "mnist", 0.06),
             learned("c=0.1", "mnist", 0.1),
             potentials("mnist_potentials"),
-            potentials("mnist_potentials", "potentials, r=0.1", "train.radius=0.1"),
-            potentials("mnist_potentials", "potentials, r=0.3", "train.radius=0.3"),
+            potentials(
+                "mnist_potentials", "potentials, r=0.1", "train.radius=0.1", *SMALLER
+            ),
+            potentials(
+                "mnist_potentials", "potentials, r=0.3", "train.radius=0.3", *SMALLER
+            ),
         ),
         (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3),
     ),
