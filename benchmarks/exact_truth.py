@@ -67,7 +67,7 @@ def main():
     parser.add_argument("--data", required=True, help="folder of the idx files")
     parser.add_argument("--metric", choices=("l1", "l2"), default="l2")
     parser.add_argument("--images", type=int, default=50)
-    parser.add_argument("--limit", type=float, default=120.0, help="seconds a program")
+    parser.add_argument("--limit", type=float, default=600.0, help="seconds a program")
     parser.add_argument("--potentials", type=int, default=24)
     parser.add_argument("--width", type=int, default=12, help="of the hidden layer")
     parser.add_argument("--epochs", type=int, default=5)
@@ -108,7 +108,9 @@ def small_digits(digits):
     """8 x 8 of 28 x 28: means of 3 x 3, two pixels of each border left out."""
     inner = digits.images[:, 2:26, 2:26].astype(np.float64)
     means = inner.reshape(-1, 8, 3, 8, 3, 1).mean((2, 4))
-    return make_dataset(np.rint(means).astype(np.uint8), digits.labels, 10, digits.scale)
+    return make_dataset(
+        np.rint(means).astype(np.uint8), digits.labels, 10, digits.scale
+    )
 
 
 def trained(workdir, module, train, test, epochs):
@@ -185,10 +187,10 @@ def side_by_side(images, network, limit=np.inf):
         }
         proved = (certificate.radius, truth.relaxed, truth.bound)
         order = (*proved, truth.distance, in_range.distance, attack)
-        if (np.diff(order) < -TOLERANCE).any() or certificate.radius > truth.bound + (
-            TOLERANCE
-        ):
-            raise ValueError(f"Certificate, truth and attack contradict each other: {row}")
+        if (np.diff(order) < -TOLERANCE).any():
+            raise ValueError(
+                f"Certificate, truth and attack contradict each other: {row}"
+            )
         yield row
 
 
@@ -237,18 +239,26 @@ def exact_truth(
         what was found is not what it is said to be.
     """
     image = np.asarray(image, np.float64)
-    program = Program()
-    start, channel, flow = _plans(program, network, image, known, most)
+    plans = Plans(image, network.ground_metric, known)
+    program = Program(plans.known)
+    flow = program.numbers(np.zeros_like(plans.far), plans.mass[:, None])
+    program.require(plans.mass, plans.mass, (flow, 1.0))
+    program.require(
+        [0.0], 0.0, (program.cost, 1.0), (flow.reshape(1, -1), -plans.far.ravel())
+    )
+    if np.isfinite(most):
+        for channel in range(image.shape[2]):
+            arriving = flow[plans.channel == channel].T
+            program.require(0.0, most / image.sum(), (arriving, 1.0))
     answer = int(network.scores(image[None])[0].argmax())
-    rivals = _overtake(program, network, _measured(program, network, image, flow), answer)
+    numbers = _measured(program, plans, network, image, flow)
+    rivals = _overtaken(program, plans, network, numbers, answer)
     relaxed = program.solve(relaxed=True)
     solved = program.solve(limit=limit)
     if solved.x is None or relaxed.x is None:
-        raise ValueError(f"No other answer within {known}: {solved.message}")
-    moved = solved.x[flow].clip(0.0)
+        raise ValueError(f"No other answer found within {known}: {solved.message}")
     arrived = np.zeros((image.shape[0] * image.shape[1], image.shape[2]))
-    for mass, where in zip(moved, channel, strict=True):
-        arrived[:, where] += mass
+    np.add.at(arrived.T, plans.channel, solved.x[flow].clip(0.0))
     found = Truth(
         solved.fun,
         solved.mip_dual_bound,
@@ -268,98 +278,180 @@ def exact_truth(
     return found
 
 
-def _plans(program, network, image, known, most):
-    """Where masses start, in which channel, and the masses `[starts, pixels]`."""
-    height, width, channels = image.shape
-    mass = image.reshape(-1, channels) / image.sum()
-    start, channel = np.nonzero(mass)
-    far = pixel_distances(height, width, network.ground_metric)[start]
-    flow = program.numbers(np.zeros_like(far), mass[start, channel, None])
-    program.cost = flow, far
-    program.require(mass[start, channel], mass[start, channel], (flow, 1.0))
-    if np.isfinite(known):
-        program.require([0.0], [known + TOLERANCE], (flow.reshape(1, -1), far.ravel()))
-    if np.isfinite(most):
-        for each in range(channels):
-            arrive = flow[channel == each].T
-            program.require(0.0, np.full(len(arrive), most / image.sum()), (arrive, 1.0))
-    return start, channel, flow
+class Plans:
+    """Where mass can go from an image at costs of at most `known`.
+
+    Attributes:
+      start: `[S]` pixels, in row-major order,
+      channel: `[S]` and
+      mass: `[S]` of the masses there are.
+      far: `[S, P]`, what each unit costs on its way to each pixel.
+    """
+
+    def __init__(self, image, ground_metric, known):
+        height, width, channels = image.shape
+        mass = image.reshape(-1, channels) / image.sum()
+        self.start, self.channel = np.nonzero(mass)
+        self.mass = mass[self.start, self.channel]
+        self.far = pixel_distances(height, width, ground_metric)[self.start]
+        self.known = min(known, self.far.max()) + TOLERANCE
+
+    def most(self, rises):
+        """An upper bound `[n]` on `sum flow * rises` of `rises` `[n, S, P]`.
+
+        By duality: for any price l of cost, `sum flow (rises - l far) + l known`, of which
+        each mass has at most its best way. The best price is found by bisection.
+        """
+        low, high = np.zeros(len(rises)), np.full(len(rises), 2.0)
+        found = np.full(len(rises), np.inf)
+        for _ in range(20):
+            price = (low + high) / 2
+            gain = rises - price[:, None, None] * self.far
+            best = gain.argmax(2)[..., None]
+            gain = np.take_along_axis(gain, best, 2)[..., 0] @ self.mass
+            found = np.minimum(found, gain + price * self.known)
+            ways = np.take_along_axis(self.far[None], best, 2)[..., 0]
+            dear = ways @ self.mass > self.known
+            low, high = np.where(dear, price, low), np.where(dear, high, price)
+        return found + 1e-9
 
 
-def _measured(program, network, image, flow):
-    """What potentials say, as numbers of the program."""
-    channels = image.shape[2]
+class Numbers(NamedTuple):
+    """Numbers of a layer: linear in the plan, but for something between bounds.
+
+    Attributes:
+      variables: `[n]` of the program.
+      here: `[n]`, what they are at the image.
+      rises: `[n, S, P]`, of the linear part for each mass that moves.
+      value: `[n]`, that part where none does.
+      less: `[n]`, and
+      more: what is added to it, at least and at most.
+    """
+
+    variables: np.ndarray
+    here: np.ndarray
+    rises: np.ndarray
+    value: np.ndarray
+    less: np.ndarray
+    more: np.ndarray
+
+    def pick(self, places):
+        """Some of the numbers."""
+        return Numbers(*(part[places] for part in self))
+
+    def most_above(self, other, plans):
+        """Upper bounds `[n]` on how far these are above others."""
+        rise = plans.most(self.rises - other.rises)
+        linear = self.value - other.value + rise + self.more - other.less
+        return np.minimum(linear, self.here - other.here + 2 * plans.known)
+
+
+def _measured(program, plans, network, image, flow):
+    """What potentials say."""
     units = network.potentials.astype(np.float64)
-    given = np.ldexp(units, -network.exponent).reshape(-1, channels, units.shape[-1])
-    mass = image.reshape(-1, channels) / image.sum()
-    start, channel = np.nonzero(mass)
-    before = np.einsum("pc,pcj->j", mass, given) + network.offsets
-    rises = given[:, channel] - given[start, channel]  # [pixels, starts, J]
-    rises = np.moveaxis(rises, -1, 0).swapaxes(1, 2).reshape(len(before), -1)
-    flat = np.broadcast_to(flow.ravel(), rises.shape)
-    return program.equal(before, (flat, rises))
+    given = np.ldexp(units, -network.exponent)
+    given = given.reshape(-1, image.shape[2], units.shape[-1])
+    rises = given[:, plans.channel] - given[plans.start, plans.channel]
+    rises = np.transpose(rises, (2, 1, 0))
+    value = plans.mass @ given[plans.start, plans.channel] + network.offsets
+    found = program.near(value)
+    flat = np.broadcast_to(flow.ravel(), (len(value), flow.size))
+    program.require(value, value, (found, 1.0), (flat, -rises.reshape(len(value), -1)))
+    return Numbers(
+        found, value, rises, value, np.zeros(len(value)), np.zeros(len(value))
+    )
 
 
-def _overtake(program, network, numbers, answer):
-    """Requires another class to be ahead; returns the choices `[K]` of which one."""
-    for layer, group in zip((*network.hidden, network.last), network.groups, strict=True):
-        numbers = _sorted(program, numbers, group)
-        inputs = np.broadcast_to(numbers, layer.weights.shape)
-        numbers = program.equal(layer.bias, (inputs, layer.weights))
-    outputs = numbers.reshape(-1, network.pieces)
-    # The score of the answer: below all its outputs, and not below the chosen one.
-    own = outputs[answer]
-    score = program.numbers(program.low[own].min(), program.high[own].min())[None]
-    same = np.repeat(score, len(own))
-    program.require(0.0, np.inf, (own, 1.0), (same, -1.0))
-    room = (program.high[own] - program.low[score]).clip(0.0)
-    least = program.numbers(0.0, program.low[own] <= program.high[score], whole=True)
-    program.require(-np.inf, room, (own, 1.0), (same, -1.0), (least, room))
-    program.require([1.0], [1.0], (least[None], 1.0))
-    # All outputs of the chosen rival are above it.
-    able = (program.high[outputs] >= program.low[score]).all(1)
-    able[answer] = False
-    rivals = program.numbers(0.0, able, whole=True)
-    program.require([1.0], [1.0], (rivals[None], 1.0))
-    for rival in np.flatnonzero(able):
-        room = (program.high[score] - program.low[outputs[rival]]).clip(0.0)
-        which = np.repeat(rivals[rival], len(room))
-        program.require(
-            -room, np.inf, (outputs[rival], 1.0), (same, -1.0), (which, -room)
-        )
-    return rivals
+def _dense(program, rows, numbers):
+    """A layer of the network."""
+    weights, positive = rows.weights, rows.weights.clip(0.0)
+    negative = weights - positive
+    here = weights @ numbers.here + rows.bias
+    found = program.near(here)
+    inputs = np.broadcast_to(numbers.variables, weights.shape)
+    program.require(rows.bias, rows.bias, (found, 1.0), (inputs, -weights))
+    return Numbers(
+        found,
+        here,
+        np.tensordot(weights, numbers.rises, 1),
+        weights @ numbers.value + rows.bias,
+        positive @ numbers.less + negative @ numbers.more,
+        positive @ numbers.more + negative @ numbers.less,
+    )
 
 
-def _sorted(program, numbers, size):
+def _sorted(program, plans, numbers, size):
     """Sorts groups as `lipschitz.sorted_groups`, by comparing neighbours in turn."""
-    lanes = list(numbers.reshape(size, -1))
+    lanes = np.arange(len(numbers.value)).reshape(size, -1)
+    lanes = [numbers.pick(lane) for lane in lanes]
     for end in range(size - 1, 0, -1):
         for lane in range(end):
-            lanes[lane], lanes[lane + 1] = _compared(program, *lanes[lane : lane + 2])
-    return np.concatenate(lanes)
+            lanes[lane : lane + 2] = _compared(program, plans, *lanes[lane : lane + 2])
+    return Numbers(*map(np.concatenate, zip(*lanes, strict=True)))
 
 
-def _compared(program, one, other):
-    """The minima and maxima of pairs of numbers `[n]`."""
-    low, high = program.low, program.high
-    least, most = program.differences(one, other)
-    # Chosen: the other is larger.
-    larger = program.numbers(most < 0.0, least <= 0.0, whole=True)
-    maxima = program.numbers(np.maximum(low[one], low[other]), *[
-        np.maximum(high[one], high[other])
-    ])
-    minima = program.numbers(
-        np.minimum(low[one], low[other]), np.minimum(high[one], high[other])
+def _compared(program, plans, one, other):
+    """The minima and maxima of pairs of numbers."""
+    ahead, behind = other.most_above(one, plans), one.most_above(other, plans)
+    larger = program.numbers(behind < 0, ahead >= 0, whole=True)  # The other one is.
+    here = [pick(one.here, other.here) for pick in (np.minimum, np.maximum)]
+    minima, maxima = map(program.near, here)
+    sums = (one.variables, -1.0), (other.variables, -1.0)
+    program.require(0.0, 0.0, (maxima, 1.0), (minima, 1.0), *sums)
+    ahead, behind = ahead.clip(0.0), behind.clip(0.0)
+    for term, room, factor in zip(sums, (0.0, behind), (-ahead, behind), strict=True):
+        program.require(0.0, np.inf, (maxima, 1.0), term)
+        program.require(-np.inf, room, (maxima, 1.0), term, (larger, factor))
+    # Half of the sum, and half of the distance, which is linear if the order is known.
+    half, sign = np.maximum(ahead, behind) / 2, np.sign(ahead - behind)
+    known = (ahead == 0) | (behind == 0)
+    found = []
+    for variables, at, side in zip((minima, maxima), here, (-1.0, 1.0), strict=True):
+        share = np.where(known, 1 + side * sign, 1.0) / 2
+        mixed = [
+            share.reshape(-1, *(1,) * (b.ndim - 1)) * b
+            + (1 - share).reshape(-1, *(1,) * (b.ndim - 1)) * a
+            for a, b in zip(one[2:], other[2:], strict=True)
+        ]
+        mixed[2 if side < 0 else 3] += np.where(known, 0.0, side * half)
+        found.append(Numbers(variables, at, *mixed))
+    return found
+
+
+def _overtaken(program, plans, network, numbers, answer):
+    """Requires another class to be ahead; returns the choices `[K]` of which one."""
+    for rows, group in zip(
+        (*network.hidden, network.last), network.groups, strict=True
+    ):
+        numbers = _dense(program, rows, _sorted(program, plans, numbers, group))
+    outputs = np.arange(len(numbers.value)).reshape(-1, network.pieces)
+    own = numbers.pick(outputs[answer])
+    # The score of the answer: below all its outputs, and not below the chosen one.
+    scores = numbers.here.reshape(outputs.shape).min(1)
+    score = program.near(scores[[answer]])
+    room = np.stack(
+        [own.most_above(own.pick([i]), plans) for i in range(len(outputs[0]))]
     )
-    above, below = most.clip(0.0), (-least).clip(0.0)
-    program.require(
-        0.0, np.zeros(len(one)), (maxima, 1.0), (minima, 1.0), (one, -1.0), (other, -1.0)
-    )
-    program.require(0.0, np.inf, (maxima, 1.0), (one, -1.0))
-    program.require(0.0, np.inf, (maxima, 1.0), (other, -1.0))
-    program.require(-np.inf, 0.0, (maxima, 1.0), (one, -1.0), (larger, -below))
-    program.require(-np.inf, above, (maxima, 1.0), (other, -1.0), (larger, above))
-    return minima, maxima
+    least = program.numbers(0.0, room.min(1) >= 0, whole=True)
+    room = room.max(0).clip(0.0)
+    same = np.repeat(score, len(room)), -1.0
+    program.require(0.0, np.inf, (own.variables, 1.0), same)
+    program.require(-np.inf, room, (own.variables, 1.0), same, (least, room))
+    program.require([1.0], 1.0, (least[None], 1.0))
+    # All outputs of the chosen rival are above it.
+    radii = (scores[answer] - scores) / np.maximum(network.constants[answer], 1e-9)
+    able = radii <= plans.known
+    able[answer] = False
+    rivals = program.numbers(0.0, able, whole=True)
+    program.require([1.0], 1.0, (rivals[None], 1.0))
+    program.require([0.0], np.inf, (program.cost, 1.0), (rivals[None], -radii))
+    for rival in np.flatnonzero(able):
+        theirs = numbers.pick(outputs[rival])
+        room = [own.pick([i]).most_above(theirs, plans) for i in range(len(own.value))]
+        room = np.min(room, 0).clip(0.0)
+        which = np.repeat(rivals[rival], len(room))
+        program.require(-room, np.inf, (theirs.variables, 1.0), same, (which, -room))
+    return rivals
 
 
 class Program:
@@ -368,20 +460,31 @@ class Program:
     Attributes:
       low: `[variables]`, and
       high: what variables are between.
-      cost: variables and what each unit of them costs, to be small.
+      cost: `[1]`, the variable to be small.
     """
 
-    def __init__(self):
+    def __init__(self, most):
         self.low, self.high, self._whole = np.zeros(0), np.zeros(0), np.zeros(0, bool)
-        self.cost = None
         self._entries, self._sides, self._count = [], [], 0
+        self.cost = self.numbers([0.0], most)
 
     def numbers(self, low, high, whole=False):
         """New variables, as many as there are bounds, by their numbers."""
         low, high = np.broadcast_arrays(np.float64(low), np.float64(high))
         found = len(self.low) + np.arange(low.size).reshape(low.shape)
-        self.low, self.high = np.r_[self.low, low.ravel()], np.r_[self.high, high.ravel()]
+        self.low, self.high = (
+            np.r_[self.low, low.ravel()],
+            np.r_[self.high, high.ravel()],
+        )
         self._whole = np.r_[self._whole, np.full(low.size, whole)]
+        return found
+
+    def near(self, here):
+        """New variables `[n]` that are no further from `here` than the cost."""
+        found = self.numbers(np.full(len(here), -np.inf), np.inf)
+        cost = np.repeat(self.cost, len(here))
+        self.require(here, np.inf, (found, 1.0), (cost, 1.0))
+        self.require(-np.inf, here, (found, 1.0), (cost, -1.0))
         return found
 
     def require(self, low, high, *terms):
@@ -395,58 +498,28 @@ class Program:
             self._entries.append(
                 [x.ravel() for x in np.broadcast_arrays(factors, where, columns)]
             )
-        self._sides.append(np.stack(np.broadcast_arrays(low, high, np.zeros(count))[:2]))
+        sides = np.broadcast_arrays(low, high, np.zeros(count))[:2]
+        self._sides.append(np.stack(sides))
         self._count += count
-
-    def equal(self, constant, term):
-        """New variables that are sums of others, `[n]`, with the bounds they have."""
-        variables, factors = term
-        found = self.numbers(np.full(len(constant), -np.inf), np.inf)
-        self.require(-constant, -constant, (variables, factors), (found, -1.0))
-        for place, row in enumerate(found):
-            self.low[row], self.high[row] = self._range(
-                variables[place], factors[place], constant[place]
-            )
-        return found
-
-    def differences(self, one, other):
-        """The least and most that `other - one` can be, `[n]` each."""
-        least, most = self.low[other] - self.high[one], self.high[other] - self.low[one]
-        for place in np.flatnonzero((least < 0) & (most > 0)):
-            pair = np.array([other[place], one[place]])
-            found = self._range(pair, np.array([1.0, -1.0]), 0.0)
-            least[place] = max(least[place], found[0])
-            most[place] = min(most[place], found[1])
-        return least, most
-
-    def _range(self, variables, factors, constant):
-        """What a sum can be, whole numbers or not, and a little more."""
-        ends = []
-        for sign in (1.0, -1.0):
-            solved = self.solve((variables, sign * factors), relaxed=True)
-            assert solved.x is not None, solved.message
-            ends.append(constant + sign * solved.fun)
-        return ends[0] - 1e-6, ends[1] + 1e-6
 
     @property
     def choices(self):
         """Whole numbers that are not fixed."""
         return int((self._whole & (self.low < self.high)).sum())
 
-    def solve(self, cost=None, *, relaxed=False, limit=np.inf):
-        """What HiGHS says of the least `cost`, whole numbers being any if `relaxed`."""
-        objective = np.zeros(len(self.low))
-        variables, factors = cost or self.cost
-        np.add.at(objective, variables.ravel(), factors.ravel())
+    def solve(self, *, relaxed=False, limit=np.inf):
+        """What HiGHS says of the least cost, whole numbers being any if `relaxed`."""
+        cost = np.zeros(len(self.low))
+        cost[self.cost] = 1.0
         values, places, columns = map(np.concatenate, zip(*self._entries, strict=True))
         matrix = sparse.csr_array(
             (values, (places, columns)), shape=(self._count, len(self.low))
         )
-        options = {"mip_rel_gap": 1e-7}
+        options = {"mip_rel_gap": 1e-6}
         if np.isfinite(limit):
             options["time_limit"] = limit
         return optimize.milp(
-            objective,
+            cost,
             integrality=self._whole & (not relaxed),
             bounds=optimize.Bounds(self.low, self.high),
             constraints=optimize.LinearConstraint(matrix, *np.hstack(self._sides)),
@@ -456,7 +529,9 @@ class Program:
 
 def table(found, name):
     """Medians of rows, and how far apart certificate, truth and attack are."""
-    numbers = {column: found.floats(column) for column in (*NUMBERS, "bound", "seconds")}
+    numbers = {
+        column: found.floats(column) for column in (*NUMBERS, "bound", "seconds")
+    }
     shown = Table(title=f"The truth about {len(found)} small digits, {name}: medians")
     cells = {column: np.median(numbers[column]) for column in NUMBERS}
     truth = numbers["truth"]
