@@ -16,9 +16,11 @@ what a plan makes of this one: masses m(a, b) that go from pixel a to b. Its cos
 are linear, and what remains is choices, written as 0 or 1: which of two numbers is larger,
 at every comparison that sorting makes; which class is ahead of the answer; and which output
 is the minimum of the answer's own. A choice switches an inequality off by a large constant.
-Any distance A at which an attack has succeeded bounds the cost, hence all numbers to within
-A of what they are at the image; the constants are as large as linear programs say that
-costs of at most A can make them, and choices that these leave no choice are fixed.
+The distance at which the attack succeeds bounds the cost, hence how far apart two numbers
+can be (`Plans.most`): constants are no larger than that, and choices that it decides are
+fixed. Two kinds of inequality that hold anyway make proofs several times as fast: no number
+of any layer moves by more than the cost, and the cost is at least the lead of the answer
+over the chosen class by the constant of the two.
 
 The threat model of certificates has nonnegative pixels of any size, so that is `truth`. The
 attack stays within [0, 1] also; `in_range` is the truth about these images, and differs
@@ -362,19 +364,19 @@ def _measured(program, plans, network, image, flow):
     )
 
 
-def _dense(program, rows, numbers):
-    """A layer of the network."""
-    weights, positive = rows.weights, rows.weights.clip(0.0)
+def _dense(program, layer, numbers):
+    """What a layer of the network makes of sorted numbers."""
+    weights, positive = layer.weights, layer.weights.clip(0.0)
     negative = weights - positive
-    here = weights @ numbers.here + rows.bias
+    here = weights @ numbers.here + layer.bias
     found = program.near(here)
     inputs = np.broadcast_to(numbers.variables, weights.shape)
-    program.require(rows.bias, rows.bias, (found, 1.0), (inputs, -weights))
+    program.require(layer.bias, layer.bias, (found, 1.0), (inputs, -weights))
     return Numbers(
         found,
         here,
         np.tensordot(weights, numbers.rises, 1),
-        weights @ numbers.value + rows.bias,
+        weights @ numbers.value + layer.bias,
         positive @ numbers.less + negative @ numbers.more,
         positive @ numbers.more + negative @ numbers.less,
     )
@@ -382,8 +384,8 @@ def _dense(program, rows, numbers):
 
 def _sorted(program, plans, numbers, size):
     """Sorts groups as `lipschitz.sorted_groups`, by comparing neighbours in turn."""
-    lanes = np.arange(len(numbers.value)).reshape(size, -1)
-    lanes = [numbers.pick(lane) for lane in lanes]
+    places = np.arange(len(numbers.value)).reshape(size, -1)
+    lanes = [numbers.pick(lane) for lane in places]
     for end in range(size - 1, 0, -1):
         for lane in range(end):
             lanes[lane : lane + 2] = _compared(program, plans, *lanes[lane : lane + 2])
@@ -408,32 +410,30 @@ def _compared(program, plans, one, other):
     found = []
     for variables, at, side in zip((minima, maxima), here, (-1.0, 1.0), strict=True):
         share = np.where(known, 1 + side * sign, 1.0) / 2
-        mixed = [
-            share.reshape(-1, *(1,) * (b.ndim - 1)) * b
-            + (1 - share).reshape(-1, *(1,) * (b.ndim - 1)) * a
+        rises, value, less, more = (
+            ((1 - share) * a.T + share * b.T).T
             for a, b in zip(one[2:], other[2:], strict=True)
-        ]
-        mixed[2 if side < 0 else 3] += np.where(known, 0.0, side * half)
-        found.append(Numbers(variables, at, *mixed))
+        )
+        beyond = np.where(known, 0.0, side * half)
+        less, more = less + beyond.clip(max=0.0), more + beyond.clip(min=0.0)
+        found.append(Numbers(variables, at, rises, value, less, more))
     return found
 
 
 def _overtaken(program, plans, network, numbers, answer):
     """Requires another class to be ahead; returns the choices `[K]` of which one."""
-    for rows, group in zip(
-        (*network.hidden, network.last), network.groups, strict=True
-    ):
-        numbers = _dense(program, rows, _sorted(program, plans, numbers, group))
+    layers = *network.hidden, network.last
+    for layer, group in zip(layers, network.groups, strict=True):
+        numbers = _dense(program, layer, _sorted(program, plans, numbers, group))
     outputs = np.arange(len(numbers.value)).reshape(-1, network.pieces)
     own = numbers.pick(outputs[answer])
     # The score of the answer: below all its outputs, and not below the chosen one.
     scores = numbers.here.reshape(outputs.shape).min(1)
     score = program.near(scores[[answer]])
-    room = np.stack(
-        [own.most_above(own.pick([i]), plans) for i in range(len(outputs[0]))]
-    )
-    least = program.numbers(0.0, room.min(1) >= 0, whole=True)
-    room = room.max(0).clip(0.0)
+    each = [own.pick([place]) for place in range(network.pieces)]
+    apart = np.stack([own.most_above(one, plans) for one in each])
+    least = program.numbers(0.0, apart.min(1) >= 0, whole=True)
+    room = apart.max(0).clip(0.0)
     same = np.repeat(score, len(room)), -1.0
     program.require(0.0, np.inf, (own.variables, 1.0), same)
     program.require(-np.inf, room, (own.variables, 1.0), same, (least, room))
@@ -447,8 +447,8 @@ def _overtaken(program, plans, network, numbers, answer):
     program.require([0.0], np.inf, (program.cost, 1.0), (rivals[None], -radii))
     for rival in np.flatnonzero(able):
         theirs = numbers.pick(outputs[rival])
-        room = [own.pick([i]).most_above(theirs, plans) for i in range(len(own.value))]
-        room = np.min(room, 0).clip(0.0)
+        apart = np.stack([one.most_above(theirs, plans) for one in each])
+        room = apart.min(0).clip(0.0)
         which = np.repeat(rivals[rival], len(room))
         program.require(-room, np.inf, (theirs.variables, 1.0), same, (which, -room))
     return rivals
@@ -472,10 +472,8 @@ class Program:
         """New variables, as many as there are bounds, by their numbers."""
         low, high = np.broadcast_arrays(np.float64(low), np.float64(high))
         found = len(self.low) + np.arange(low.size).reshape(low.shape)
-        self.low, self.high = (
-            np.r_[self.low, low.ravel()],
-            np.r_[self.high, high.ravel()],
-        )
+        self.low = np.r_[self.low, low.ravel()]
+        self.high = np.r_[self.high, high.ravel()]
         self._whole = np.r_[self._whole, np.full(low.size, whole)]
         return found
 
