@@ -3,6 +3,7 @@
 import itertools
 import pathlib
 import sys
+from unittest import mock
 
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -158,6 +159,29 @@ class TruthTest(parameterized.TestCase):
                     break
         self.assertGreater(nearest, found.distance - 1e-5)
         self.assertLess(nearest, np.inf)
+
+    def test_claims_that_contradict_each_other_are_refused(self):
+        net, images = small_case("l2", (3, 3, 1), (2, 2), 1, 0)
+        found = exact_truth.exact_truth(net, images[0], np.inf)
+        for times, attack, message in (
+            (1.0, 1.01, ""),
+            (1.0, 0.9, "No other answer"),
+            (1.1, 1.01, "contradict"),
+        ):
+            certificate = mock.Mock(radius=times * found.distance)
+            epsilon = np.array([attack * found.distance])
+            with (
+                mock.patch.object(exact_truth, "LipschitzScores") as certifier,
+                mock.patch.object(exact_truth, "flow_attack") as flow_attack,
+            ):
+                certifier.return_value.certify_each.return_value = [certificate]
+                flow_attack.return_value.epsilon = epsilon
+                rows = exact_truth.side_by_side(images[:1], net)
+                if message:
+                    with self.assertRaisesRegex(ValueError, message):
+                        list(rows)
+                else:
+                    self.assertAlmostEqual(next(rows)["truth"], found.distance, 5)
 
     def test_says_that_there_is_none(self):
         net, images = small_case("l2", (3, 3, 1), (2, 2), 1, 0)
