@@ -87,12 +87,27 @@ class Recipe(NamedTuple):
 
 RECIPES = (
     Recipe("relu, IBP", crown=True),
+    Recipe("relu, half clean", worst=0.5, crown=True),
+    Recipe("relu, SABR", share=0.4, crown=True),
+    Recipe("relu, rate .002", rate=2e-3),
+    Recipe("relu, rate .015", rate=1.5e-2),
+    Recipe("relu, radius .1", radius=0.1),
+    Recipe("relu, radius .3", radius=0.3),
+    Recipe("relu, 512-512", (512, 512)),
+    Recipe("relu, one layer", (256,), (IDENTITY, RELU)),
+    Recipe("relu, head of scores", head="scores"),
+    Recipe("relu, slow growth", growth=0.9),
+    Recipe("relu, temperature .1", temperature=0.1),
+    Recipe("relu, potentials .03", potential_rate=0.03),
     Recipe("sorted, IBP", (256,), (8, 4)),
+    Recipe("sorted, warm", (256,), (8, 4), rate=1e-3, growth=0.1, warm=True),
 )
 
 
 class BoxNet(NamedTuple):
     """A network on what potentials measure, with weights of any size.
+
+    Arrays are of NumPy for certificates, of JAX in training.
 
     Attributes:
       potentials: `[H, W, C, J]` float64, multiples of 2^-10 with slopes of at most one.
@@ -104,12 +119,12 @@ class BoxNet(NamedTuple):
       bias: `[K, K]`, likewise.
     """
 
-    potentials: np.ndarray
-    offsets: np.ndarray
+    potentials: Any
+    offsets: Any
     groups: tuple[int, ...]
-    hidden: tuple[tuple[np.ndarray, np.ndarray], ...]
-    rows: np.ndarray
-    bias: np.ndarray
+    hidden: tuple[tuple[Any, Any], ...]
+    rows: Any
+    bias: Any
 
 
 def act(values, group: int):
@@ -214,8 +229,8 @@ def by_crown(net: BoxNet, values, classes, reach, inner: bool = True):
     for number in range(1, len(net.hidden) if inner else 0):
         rows, bias = net.hidden[number]
         both = np.concatenate([rows, -rows]), np.concatenate([bias, -bias])
-        many = (np.broadcast_to(x, (len(values), *x.shape)) for x in both)
-        found = _backward(net, boxes[: number + 1], *many, values, reach)
+        many, shifts = (np.broadcast_to(x, (len(values), *x.shape)) for x in both)
+        found = _backward(net, boxes[: number + 1], many, shifts, values, reach)
         above, below = found[:, : len(rows)], -found[:, len(rows) :]
         low, high = boxes[number + 1]
         boxes[number + 1] = np.maximum(low, above), np.minimum(high, below)
@@ -373,19 +388,21 @@ def loss_of(params, key, images, labels, progress, recipe: Recipe):
     radius, middle = recipe.radius * grown, values
     if recipe.share < 1:
         free = radius * (1 - recipe.share)
-        still, net_ = jax.lax.stop_gradient((values, net._replace(groups=None)))
-        fixed = net_._replace(groups=recipe.groups)
+        held = values, net.hidden, net.rows, net.bias
+        still, hidden, rows, bias = jax.lax.stop_gradient(held)
+        fixed = net._replace(hidden=hidden, rows=rows, bias=bias)
 
         def lost(shift):
-            boxes = hidden_boxes(
-                fixed.hidden, fixed.groups, *[still + shift] * 2, False
-            )
-            return cross_entropy(interval_leads(fixed, boxes[-1], labels, False))
+            point = still + shift
+            boxes = hidden_boxes(hidden, net.groups, point, point, safe=False)
+            return cross_entropy(interval_leads(fixed, boxes[-1], labels, safe=False))
 
-        shift = jax.random.uniform(key, still.shape, minval=-free, maxval=free)
-        for _ in range(4):
+        def step(_, shift):
             shift = shift + free / 2 * jnp.sign(jax.grad(lost)(shift))
-            shift = jnp.clip(shift, -free, free)
+            return jnp.clip(shift, -free, free)
+
+        start = jax.random.uniform(key, still.shape, minval=-free, maxval=free)
+        shift = jax.lax.fori_loop(0, 4, step, start)
         middle = values + jax.lax.stop_gradient(shift)
     worst = worst_in(middle, radius * recipe.share)
     clean = worst_in(values, 0.0)
@@ -536,14 +553,16 @@ def main():
     only = names if arguments.only is None else arguments.only
     if unknown := set(only) - set(names):
         parser.error(f"--only={unknown} are none of {names}")
-    train, test = (
+    sets: list[Any] = [
         data.load("mnist", split, dir=arguments.data) for split in ("train", "test")
-    )
+    ]
+    train, test = sets
     arguments.out.mkdir(parents=True, exist_ok=True)
     module = PotentialNet(potentials=arguments.potentials, widths=(256,), groups=(8, 4))
     started = module.started({}, train.images, train.labels, 0)
     settings = train, arguments.batch_size, arguments.epochs
-    rows, first = [], None
+    rows: list[dict[str, Any]] = []
+    first = None
 
     def add(more):
         rows.extend(more)
