@@ -157,6 +157,15 @@ class BoundsTest(parameterized.TestCase):
         for row, shift, least, most in zip(rows, bias, low[0], high[0], strict=True):
             worst = middle - 0.3 * np.sign(row), middle + 0.3 * np.sign(row)
             np.testing.assert_allclose([row @ x + shift for x in worst], [least, most])
+        # Likewise of leads, whose rows are differences of rows: not their two bounds.
+        rng = np.random.default_rng(1)
+        net = net._replace(hidden=(), groups=(1,), rows=rng.normal(size=(4, 4, 16)))
+        found = interval_bounds.by_intervals(
+            net, middle[None], np.array([1]), np.array([0.3])
+        )
+        for k, row in enumerate(net.rows[1]):
+            worst = row @ (middle - 0.3 * np.sign(row)) + net.bias[1, k]
+            np.testing.assert_allclose(found[0, k], worst)
 
     def test_linear_bounds_are_exact_where_no_number_changes_sign(self):
         net = random_net("relu")
@@ -174,7 +183,8 @@ class BoundsTest(parameterized.TestCase):
 
     def test_linear_bounds_refuse_sorting(self):
         with self.assertRaisesRegex(ValueError, "ReLU only"):
-            interval_bounds.by_crown(random_net("sorted"), *[np.zeros((1, 16))] * 3)
+            nothing = np.zeros((1, 16)), np.zeros(1, int), np.zeros(1)
+            interval_bounds.by_crown(random_net("sorted"), *nothing)
 
 
 class TrainingTest(parameterized.TestCase):
