@@ -10,13 +10,13 @@ goes on in layers with free weights, is trained for bounds on what they make of 
 (IBP, Gowal et al. 2018; SABR, Mueller et al. 2023), and certifies the largest r, by
 bisection, at which bounds keep every other class behind: intervals, or linear bounds
 backward through the layers (CROWN, Zhang et al. 2018). Bounds are on each lead of one
-class over another, never on a difference of two bounds.
+class over another, never on a difference of two bounds; see `ahead` for the rest.
 
 Both routes have the same potentials to start from, batches, epochs and projections.
 `RECIPES` are the variants; a row per recipe goes to OUT/rows.jsonl. Seconds are of CPU
 time: of one core, if set so.
 
-**Rounding.** Potentials are whole multiples of 2^-10 with checked slopes, as for
+**Rounding.** Potentials are whole multiples of 2^-16 with checked slopes, as for
 `network.LipschitzNetwork`. Bounds are in float64 and wider by more than the sums can be
 off (`_gamma`), once for themselves and once for the program that would classify the
 other image. Only the training bounds, in float32, are not.
@@ -45,7 +45,7 @@ from wsjax.training.objectives import Objective
 from wsjax.training.optimizers import make_optimizer
 
 RADII = (0.05, 0.10, 0.15, 0.20, 0.25, 0.30)
-EXPONENT = 10  # Potentials are multiples of 2^-10 pixels.
+EXPONENT = 16  # Potentials are multiples of 2^-16 pixels.
 IDENTITY, RELU = 1, 0  # Groups of one are sorted already; no group has none.
 
 
@@ -112,12 +112,12 @@ class BoxNet(NamedTuple):
     Arrays are of NumPy for certificates, of JAX in training.
 
     Attributes:
-      potentials: `[H, W, C, J]` float64, multiples of 2^-10 with slopes of at most one.
+      potentials: `[H, W, C, J]` float64, multiples of 2^-16 with slopes of at most one.
       offsets: `[J]` float64.
       groups: what acts before each layer; see `Recipe`.
       hidden: `(rows [E, D], bias [E])` of each hidden layer, float64.
       rows: `[K, K, D]`, whose output (k, j) says how far class k is ahead of j; that of
-        (j, k) is its negative. The answer is the class that is ahead of all others.
+        (j, k) is its negative. Scores are the least of a class, the answer is the largest.
       bias: `[K, K]`, likewise.
     """
 
@@ -199,26 +199,28 @@ def interval_leads(net, box, classes, safe: bool = True):
     return found
 
 
-def by_intervals(net: BoxNet, values, classes, reach):
-    """Lower bounds on leads `[B, K]` within `reach [B]` of `values [B, J]`."""
+def by_intervals(net: BoxNet, values, reach):
+    """Lower bounds on all leads `[B, K, K]` within `reach [B]` of `values [B, J]`."""
     low, high = values - reach[:, None], values + reach[:, None]
-    boxes = hidden_boxes(net.hidden, net.groups, low, high)
-    return interval_leads(net, boxes[-1], classes)
+    box = hidden_boxes(net.hidden, net.groups, low, high)[-1]
+    # A layer like any other, in whose box there is each lead.
+    rows, bias, shape = _all_rows(net)
+    layer, group = (rows, bias), net.groups[-1]
+    return hidden_boxes([layer], [group], *box)[1][0].reshape(-1, *shape)
 
 
-def by_crown(net: BoxNet, values, classes, reach, inner: bool = True):
+def by_crown(net: BoxNet, values, reach, inner: bool = True):
     """The same by linear bounds, backward through the layers.
 
     Args:
       net: with nothing but `RELU` after the first layer, `IDENTITY` before it.
       values: `[B, J]`.
-      classes: `[B]`.
       reach: `[B]`.
       inner: whether hidden layers are bounded like this too, or by intervals
         (CROWN-IBP, Zhang et al. 2020).
 
     Returns:
-      `[B, K]`.
+      `[B, K, K]`.
 
     Raises:
       ValueError: the network sorts.
@@ -231,21 +233,27 @@ def by_crown(net: BoxNet, values, classes, reach, inner: bool = True):
     for number in range(1, len(net.hidden) if inner else 0):
         rows, bias = net.hidden[number]
         both = np.concatenate([rows, -rows]), np.concatenate([bias, -bias])
-        many, shifts = (np.broadcast_to(x, (len(values), *x.shape)) for x in both)
-        found = _backward(net, boxes[: number + 1], many, shifts, values, reach)
+        found = _backward(net, boxes[: number + 1], *both, values, reach)
         above, below = found[:, : len(rows)], -found[:, len(rows) :]
         low, high = boxes[number + 1]
         boxes[number + 1] = np.maximum(low, above), np.minimum(high, below)
-    return _backward(net, boxes, net.rows[classes], net.bias[classes], values, reach)
+    rows, bias, shape = _all_rows(net)
+    return _backward(net, boxes, rows, bias, values, reach).reshape(-1, *shape)
+
+
+def _all_rows(net):
+    """Rows and bias of all leads in one layer, and the shape that they have."""
+    return net.rows.reshape(-1, net.rows.shape[-1]), net.bias.ravel(), net.bias.shape
 
 
 def _backward(net, boxes, rows, bias, values, reach):
-    """Lower bounds `[B, M]` on `rows [B, M, E] act(x) + bias`, x after the last of boxes.
+    """Lower bounds `[B, M]` on `rows [M, E] act(x) + bias`, x in the last of boxes.
 
     Each ReLU of a number that may have both signs is between two lines. Whatever the
     slope s of the upper one came out as, its height at zero is such that it is above
     the ReLU at both ends, hence in between.
     """
+    rows, bias = (np.broadcast_to(x, (len(values), *x.shape)) for x in (rows, bias))
     bound = bias.copy()
     unit = _gamma(sum(rows.shape[1] for rows, _ in net.hidden) + values.shape[1])
     most = np.abs(bias)  # Of the sizes of everything that is added up.
@@ -285,22 +293,36 @@ def certified(net: BoxNet, images: np.ndarray, bounds: Callable, start=0.0, roun
     """
     values, off = measured(net, images)
     nothing = np.zeros(len(values))
-    boxes = hidden_boxes(net.hidden, net.groups, values, values)
-    leads = [
-        interval_leads(net, boxes[-1], np.full(len(values), k))
-        for k in range(len(net.rows))
-    ]
-    others = np.where(np.eye(len(leads), dtype=bool)[:, None], np.inf, np.array(leads))
-    classes = others.min(-1).argmax(0)
-    own = np.arange(len(classes)), classes
+    own = np.eye(len(net.rows), dtype=bool)
+    scores = np.where(own, np.inf, by_intervals(net, values, nothing)).min(2)
+    classes = scores.argmax(1)
     low, high = nothing + start, np.ones(len(values))
     for _ in range(rounds):
         middle = (low + high) / 2
-        found = bounds(net, values, classes, middle * (1 + 2.0**-50) + off)
-        found[own] = np.inf
-        holds = found.min(1) > 0
+        holds = ahead(bounds(net, values, middle * (1 + 2.0**-50) + off), classes)
         low, high = np.where(holds, middle, low), np.where(holds, high, middle)
     return classes, low
+
+
+def ahead(leads, classes):
+    """Whether scores of classes are the largest for all leads no less than given ones.
+
+    A score is the least lead of its class. That of y is no less than the least of its
+    bounds; that of j is at most `lead_jk = -lead_kj` for each k, of which k = y is one.
+
+    Args:
+      leads: `[B, K, K]` lower bounds on how far the first class is ahead of the second.
+      classes: `[B]`.
+
+    Returns:
+      `[B]` bool.
+    """
+    own = np.eye(leads.shape[1], dtype=bool)
+    leads = np.where(own, np.inf, leads)
+    least, most = leads.min(2), -leads.max(1, where=~own, initial=-np.inf)
+    mine = np.arange(len(leads)), classes
+    most[mine] = -np.inf
+    return least[mine] > most.max(1)
 
 
 def _times(rows, values):
@@ -341,15 +363,32 @@ def as_net(params, recipe: Recipe, classes: int = 10) -> BoxNet:
 
 
 def frozen(params, recipe: Recipe, classes: int = 10) -> BoxNet:
-    """The same for certificates: float64, potentials with checked slopes."""
+    """The same function for certificates: float64, potentials with checked slopes.
+
+    In training potentials are divided by an upper bound on their slopes. What they
+    measure may be larger by as much as all of them allow, if the first layer makes up
+    for it; this makes no box smaller.
+    """
     net = jax.tree.map(
         lambda x: np.asarray(x, np.float64), as_net(params, recipe, classes)
     )
-    net = net._replace(groups=recipe.groups)
-    units = potentials.quantised(net.potentials, "l2", EXPONENT)
+    steep, exact = (
+        np.maximum(np.asarray(bound(net.potentials, "l2"), np.float64), 1.0)
+        for bound in (potentials.near_slopes, potentials.slopes)
+    )
+    room = (steep / exact).min()
+    weights = net.potentials / steep * room
+    # About their middle, so that quantising does not shift what is measured.
+    middle = (weights.max((0, 1, 2)) + weights.min((0, 1, 2))) / 2
+    units = potentials.quantised(weights - middle, "l2", EXPONENT)
     potentials.check_quantised(units, EXPONENT, "l2")
-    weights = np.ldexp(units.astype(np.float64), -EXPONENT)
-    return net._replace(potentials=weights)
+    (rows, bias), *rest = net.hidden
+    return net._replace(
+        potentials=np.ldexp(units.astype(np.float64), -EXPONENT),
+        offsets=net.offsets * room + middle,
+        groups=recipe.groups,
+        hidden=((rows / room, bias), *rest),
+    )
 
 
 def fresh(key, started, recipe: Recipe, classes: int = 10):

@@ -16,7 +16,9 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from wsjax import data, exact_distance, potentials
+from wsjax.certifiers.lipschitz import LipschitzScores
 from wsjax.data.dataset import make_dataset
+from wsjax.models.potentials import PotentialNet
 
 sys.path.append(str(pathlib.Path(__file__).parents[1] / "benchmarks"))
 import interval_bounds
@@ -86,7 +88,7 @@ class BoundsTest(parameterized.TestCase):
             net = random_net(kind, seed)
             values, _ = interval_bounds.measured(net, some_images(seed, 4))
             classes = rng.integers(0, 4, 4)
-            found = bounds(net, values, classes, np.full(4, reach))
+            found = bounds(net, values, np.full(4, reach))[np.arange(4), classes]
             for one, middle, k in zip(found, values, classes, strict=True):
                 # Corners, and corners where a lead is least as far as one sees from here.
                 shifts = reach * rng.choice([-1, 0.5, 1], (100, 16))
@@ -111,17 +113,17 @@ class BoundsTest(parameterized.TestCase):
             reach = exact_distance(image, moved, "l2")
             values, off = interval_bounds.measured(net, np.stack([image, moved]))
             self.assertLessEqual(np.abs(values[0] - values[1]).max(), reach + off)
-            for k in range(4):
-                found = bounds(net, values[:1], np.array([k]), np.array([reach + off]))
-                others = np.arange(4) != k
-                self.assertTrue((found[0] <= leads(net, values[1])[k])[others].all())
+            found = bounds(net, values[:1], np.array([reach + off]))[0]
+            others = ~np.eye(4, dtype=bool)
+            self.assertTrue((found <= leads(net, values[1]))[others].all())
 
     @EACH_BOUND
     def test_no_image_within_a_radius_has_another_answer(self, kind, bounds):
         net, images = random_net(kind), some_images(3, 40)
         classes, radii = interval_bounds.certified(net, images, bounds)
         values, _ = interval_bounds.measured(net, images)
-        answers = [int((leads(net, x) > 0).sum(1).argmax()) for x in values]
+        itself = np.where(np.eye(4), np.inf, 0)
+        answers = [int((leads(net, x) + itself).min(1).argmax()) for x in values]
         self.assertEqual(classes.tolist(), answers)
         self.assertGreater(np.median(radii), 0)
         crossed = 0
@@ -136,7 +138,7 @@ class BoundsTest(parameterized.TestCase):
     def test_bounds_of_a_point_are_below_it_in_exact_arithmetic(self, kind, bounds):
         net = random_net(kind)
         values, _ = interval_bounds.measured(net, some_images(4, 1))
-        found = bounds(net, values, np.array([2]), np.zeros(1))[0]
+        found = bounds(net, values, np.zeros(1))[0, 2]
         exact = np.vectorize(Fraction, otypes=[object])
         rational = net._replace(
             hidden=tuple(tuple(map(exact, layer)) for layer in net.hidden),
@@ -160,9 +162,7 @@ class BoundsTest(parameterized.TestCase):
         # Likewise of leads, whose rows are differences of rows: not their two bounds.
         rng = np.random.default_rng(1)
         net = net._replace(hidden=(), groups=(1,), rows=rng.normal(size=(4, 4, 16)))
-        found = interval_bounds.by_intervals(
-            net, middle[None], np.array([1]), np.array([0.3])
-        )
+        found = interval_bounds.by_intervals(net, middle[None], np.array([0.3]))[:, 1]
         for k, row in enumerate(net.rows[1]):
             worst = row @ (middle - 0.3 * np.sign(row)) + net.bias[1, k]
             np.testing.assert_allclose(found[0, k], worst)
@@ -172,7 +172,7 @@ class BoundsTest(parameterized.TestCase):
         values, _ = interval_bounds.measured(net, some_images(5, 3))
         reach = 1e-6
         for bounds in (BY_CROWN_IBP, interval_bounds.by_crown):
-            found = bounds(net, values, np.array([0, 1, 2]), np.full(3, reach))
+            found = bounds(net, values, np.full(3, reach))[np.arange(3), np.arange(3)]
             for k in range(3):
                 slopes = [
                     (leads(net, values[k] + x) - leads(net, values[k] - x))[k] / 2e-6
@@ -181,9 +181,25 @@ class BoundsTest(parameterized.TestCase):
                 expected = leads(net, values[k])[k] - reach * np.abs(slopes).sum(0)
                 np.testing.assert_allclose(found[k], expected, atol=1e-9)
 
+    def test_intervals_certify_lipschitz_layers_as_leads_do(self):
+        module = PotentialNet(4, 16, (8,), (4, 2))
+        images = some_images(6, 20)
+        params = dict(jax.jit(module.init)(jax.random.key(0), images)["params"])
+        # Norms of exactly one, which no interval is narrower than; answers that differ.
+        outputs = module.apply({"params": params}, images, method="_outputs")
+        params["bias_1"] = params["bias_1"] - outputs[0]
+        recipe = interval_bounds.Recipe("", module.widths, module.groups)
+        net = interval_bounds.frozen(params, recipe, 4)
+        found = interval_bounds.certified(net, images, interval_bounds.by_intervals)
+        certifier = LipschitzScores(module.frozen(params))
+        for one, *other in zip(certifier.certify_each(images), *found, strict=True):
+            if one.radius > 0.01:
+                np.testing.assert_allclose(other, [one.selected, one.radius], atol=5e-4)
+        self.assertGreater(found[1].max(), 0.02)
+
     def test_linear_bounds_refuse_sorting(self):
         with self.assertRaisesRegex(ValueError, "ReLU only"):
-            nothing = np.zeros((1, 16)), np.zeros(1, int), np.zeros(1)
+            nothing = np.zeros((1, 16)), np.zeros(1)
             interval_bounds.by_crown(random_net("sorted"), *nothing)
 
 
