@@ -91,6 +91,15 @@ RECIPES = (
     Recipe("relu, rate .0005", rate=5e-4),
     Recipe("relu, half clean", worst=0.5),
     Recipe("sorted, warm", (256,), (8, 4), rate=1e-3, growth=0.1, warm=True),
+    Recipe(
+        "sorted, warm, small steps",
+        (256,),
+        (8, 4),
+        rate=1e-3,
+        potential_rate=0.03,
+        growth=0.1,
+        warm=True,
+    ),
     Recipe("relu, one layer", (256,), (IDENTITY, RELU)),
     Recipe("relu, radius .15", radius=0.15),
     Recipe("relu, half clean, radius .25", worst=0.5, radius=0.25),
@@ -104,6 +113,10 @@ RECIPES = (
     Recipe("relu, rate .005, SABR", rate=5e-3, share=0.4, crown=True),
     Recipe("relu, rate .005, radius .1", rate=5e-3, radius=0.1),
 )
+
+
+# The first route again, from where it ended, as "warm" is: radius that is aimed at.
+CONTINUED = {"radius, continued": 0.2, "radius .3, continued": 0.3}
 
 
 class BoxNet(NamedTuple):
@@ -487,7 +500,9 @@ def train_second(recipe: Recipe, params, train, batch_size: int, epochs: int):
     return jax.block_until_ready(params), time.process_time() - began
 
 
-def train_first(module, started, train, batch_size: int, epochs: int):
+def train_first(
+    module, started, train, batch_size: int, epochs: int, radius: float = 0.2
+):
     """The same for the product's network and objective (configs/mnist_potentials.py)."""
     optimizer = make_optimizer(
         optimizer="adam",
@@ -497,7 +512,7 @@ def train_first(module, started, train, batch_size: int, epochs: int):
         schedule="one_cycle",
         project=module.projected,
     )
-    objective = Objective(name="radius", radius=0.2, temperature=0.025)
+    objective = Objective(name="radius", radius=radius, temperature=0.025)
     began, key = time.process_time(), jax.random.key(0)
     shape = train.images.shape[1:]
     state = steps.init_state(
@@ -548,6 +563,19 @@ def table_of(rows) -> Table:
     return table
 
 
+def certify_first(name, module, params, test, training):
+    """A row of the product's certificate."""
+    certifier, began = LipschitzScores(module.frozen(params)), time.process_time()
+    found = list(certifier.certify_each(test.images.astype(np.float32)))
+    classes, radii = (
+        np.array([getattr(certificate, part) for certificate in found])
+        for part in ("selected", "radius")
+    )
+    each = (time.process_time() - began) / len(found)
+    seconds = {"training_s": training, "certificate_s": each}
+    return summary(name, classes, radii, test.labels, **seconds)
+
+
 def certify_second(recipe, net, test, training, stride):
     """Rows of one recipe: by intervals, and by linear bounds if it says so."""
     chosen = slice(None, None, stride)
@@ -585,12 +613,14 @@ def main():
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--potentials", type=int, default=512)
     parser.add_argument("--stride", type=int, default=10, help="test images of CROWN")
-    parser.add_argument("--only", nargs="*", help='"radius" and names of RECIPES')
+    parser.add_argument(
+        "--only", nargs="*", help='"radius", names of CONTINUED and RECIPES'
+    )
     parser.add_argument(
         "--out", type=pathlib.Path, default=pathlib.Path("runs/interval_bounds")
     )
     arguments = parser.parse_args()
-    names = ["radius", *(recipe.name for recipe in RECIPES)]
+    names = ["radius", *CONTINUED, *(recipe.name for recipe in RECIPES)]
     only = names if arguments.only is None else arguments.only
     if unknown := set(only) - set(names):
         parser.error(f"--only={unknown} are none of {names}")
@@ -613,15 +643,13 @@ def main():
 
     if "radius" in only:
         first, training = train_first(module, started, *settings)
-        certifier, began = LipschitzScores(module.frozen(first)), time.process_time()
-        found = list(certifier.certify_each(test.images.astype(np.float32)))
-        seconds = (time.process_time() - began) / len(found)
-        classes, radii = (
-            np.array([getattr(certificate, name) for certificate in found])
-            for name in ("selected", "radius")
-        )
-        times = {"training_s": training, "certificate_s": seconds}
-        add([summary("radius: lead", classes, radii, test.labels, **times)])
+        add([certify_first("radius: lead", module, first, test, training)])
+    for name, radius in CONTINUED.items():
+        if name in only:
+            if first is None:
+                parser.error(f'{name!r} starts from "radius": add it')
+            params, training = train_first(module, first, *settings, radius=radius)
+            add([certify_first(f"{name}: lead", module, params, test, training)])
     for recipe in RECIPES:
         if recipe.name in only:
             print(recipe, flush=True)
