@@ -116,7 +116,11 @@ RECIPES = (
 
 
 # The first route again, from where it ended, as "warm" is: radius that is aimed at.
-CONTINUED = {"radius, continued": 0.2, "radius .3, continued": 0.3}
+CONTINUED = {
+    "radius, continued": 0.2,
+    "radius .3, continued": 0.3,
+    "radius .4, continued": 0.4,
+}
 
 
 class BoxNet(NamedTuple):
