@@ -125,7 +125,7 @@ def trained(workdir, module, train, test, epochs):
         lambda steps: optimizers.make_optimizer(
             optimizer="adam",
             learning_rate=1.5e-2,
-            potential_learning_rate=0.05,
+            rates={"potentials": 0.05, "offsets": 0.005, "bias": 0.005},
             schedule="one_cycle",
             total_steps=steps,
             project=module.projected,

@@ -410,7 +410,8 @@ def frozen(params, recipe: Recipe, classes: int = 10) -> BoxNet:
 
 def fresh(key, started, recipe: Recipe, classes: int = 10):
     """Parameters with given potentials and rows of L1 norm one of few entries each."""
-    params = {name: started[name] for name in ("potentials", "offsets")}
+    offsets = -lipschitz.measure(started["mean"][None], started["potentials"])[0]
+    params = {"potentials": started["potentials"], "offsets": offsets}
     outputs = classes if recipe.head == "scores" else classes * (classes - 1) // 2
     width = len(params["offsets"])
     for number, wanted in enumerate((*recipe.widths, outputs)):
@@ -479,7 +480,7 @@ def train_second(recipe: Recipe, params, train, batch_size: int, epochs: int):
     optimizer = make_optimizer(
         optimizer="adam",
         learning_rate=recipe.rate,
-        potential_learning_rate=recipe.potential_rate,
+        rates={"potentials": recipe.potential_rate, "offsets": recipe.potential_rate},
         total_steps=per_epoch * epochs,
         schedule="one_cycle",
         project=projected,
@@ -511,7 +512,7 @@ def train_first(
     optimizer = make_optimizer(
         optimizer="adam",
         learning_rate=1.5e-2,
-        potential_learning_rate=0.1,
+        rates={"potentials": 0.1, "offsets": 0.005, "bias": 0.005},
         total_steps=len(train.images) // batch_size * epochs,
         schedule="one_cycle",
         project=module.projected,
