@@ -222,6 +222,7 @@ class TrainingTest(parameterized.TestCase):
         with (
             mock.patch.object(data, "load", lambda name, split, dir: few),
             mock.patch.object(interval_bounds, "RECIPES", (recipe,)),
+            mock.patch.object(interval_bounds, "CONTINUED", {}),  # Saves seconds.
             mock.patch.object(sys, "argv", ["", *options.split(), "--stride=2"]),
             contextlib.redirect_stdout(io.StringIO()),
         ):
