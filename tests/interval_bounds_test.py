@@ -193,9 +193,9 @@ class BoundsTest(parameterized.TestCase):
         found = interval_bounds.certified(net, images, interval_bounds.by_intervals)
         certifier = LipschitzScores(module.frozen(params))
         for one, *other in zip(certifier.certify_each(images), *found, strict=True):
-            if one.radius > 0.01:
+            if one.radius > 0.005:
                 np.testing.assert_allclose(other, [one.selected, one.radius], atol=5e-4)
-        self.assertGreater(found[1].max(), 0.02)
+        self.assertGreater(found[1].max(), 0.01)
 
     def test_linear_bounds_refuse_sorting(self):
         with self.assertRaisesRegex(ValueError, "ReLU only"):
