@@ -315,7 +315,8 @@ class EveryKindTest(parameterized.TestCase):
             if not issubclass(kind, VoteCertifier):
                 self.assertFalse(kind.random)
                 bare = object.__new__(kind)
-                self.assertEqual((bare.batch, bare.one_key), (1, False))
+                self.assertFalse(bare.one_key)
+                self.assertGreaterEqual(bare.batch, 1)
         self.assertEqual(Prediction(3), (3, 0.0, None))
 
     def test_what_looks_at_votes_in_between_keeps_to_one_process(self):
@@ -329,13 +330,13 @@ class EveryKindTest(parameterized.TestCase):
 
 class PublicNamesTest(absltest.TestCase):
     def test_they_are_few_and_exist(self):
-        self.assertLessEqual(len(wsjax.__all__), 30)
+        self.assertLessEqual(len(wsjax.__all__), 31)
         self.assertEqual(list(wsjax.__all__), sorted(set(wsjax.__all__)))
         for name in wsjax.__all__:
             self.assertTrue(hasattr(wsjax, name), name)
 
     def test_certifiers_are_among_them(self):
-        for kind in (FixedVotes, VotesAtRadii, PilotVotes):
+        for kind in registry.KINDS.values():
             self.assertIn(kind.__name__, wsjax.__all__)
 
 

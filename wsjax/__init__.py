@@ -25,7 +25,6 @@ from wsjax.flow import (
     normalize_mass,
 )
 from wsjax.gaussian import ColouredGaussian, GaussianView
-from wsjax.network import LipschitzNetwork
 from wsjax.noise import FlowGaussian, FlowLaplace, FlowUniform, NoiseLaw, PixelLaplace
 from wsjax.scores import ABSTAIN
 from wsjax.smoothing import Smoothing, gaussian_smoothing, make_smoothing
@@ -44,7 +43,6 @@ __all__ = [
     "FlowPlan",
     "FlowUniform",
     "GaussianView",
-    "LipschitzNetwork",
     "LipschitzScores",
     "NearestNeighbours",
     "NoiseLaw",
