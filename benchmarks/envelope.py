@@ -3,7 +3,8 @@
   python benchmarks/envelope.py --data=FOLDER --set=mnist
 
 trains and certifies one classifier for each certificate scale with configs/SET.py, one
-that needs no votes with configs/SET_potentials.py, and the published method with configs/paper/SET_fast.py, on the same test images; prints
+that needs no votes with configs/SET_potentials.py, and the published method with
+configs/paper/SET_fast.py, on the same test images; prints
 them in one table with their upper envelope, and draws the curves. Finished parts are
 not run again, so it can be stopped and repeated at will.
 """

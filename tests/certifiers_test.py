@@ -308,12 +308,12 @@ class EveryKindTest(parameterized.TestCase):
         self.assertTrue(any(leaf is weights.args[0] for leaf in leaves))
 
     def test_without_votes_there_is_nothing_random_and_nothing_to_share(self):
-        for kind in registry.KINDS.values():
+        batches = {"nearest": 1, "lipschitz": 500}
+        for name, kind in registry.KINDS.items():
             if not issubclass(kind, VoteCertifier):
                 self.assertFalse(kind.random)
                 bare = object.__new__(kind)
-                self.assertFalse(bare.one_key)
-                self.assertGreaterEqual(bare.batch, 1)
+                self.assertEqual((bare.batch, bare.one_key), (batches[name], False))
         self.assertEqual(Prediction(3), (3, 0.0, None))
 
     def test_what_looks_at_votes_in_between_keeps_to_one_process(self):

@@ -42,8 +42,7 @@ def create(name: str, num_classes: int, **options: Any) -> nn.Module:
         "resnet18" or "resnet50" (ImageNet stem).
       num_classes: number of logits.
       **options: fields of the module: `widths` and `hidden` of `ConvSmall`;
-        `widths` of `Mlp`; `potentials`, `widths`, `group`, `ground_metric` and `spread`
-        of `PotentialNet`;
+        `widths` of `Mlp`; those of `PotentialNet`;
         `width`, `mean`, `std`, `stages` of `ResNet`.
 
     Returns:

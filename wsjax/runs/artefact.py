@@ -97,7 +97,7 @@ def save_network(
     Args:
       path: to write; replaced if it exists.
       network: its weights.
-      description: as in `Artefact`, as is
+      description: as in `Artefact`.
       provenance: what tells of its training.
 
     Raises:
@@ -242,13 +242,7 @@ def read(path: pathlib.Path) -> Artefact:
     path = pathlib.Path(path)
     arrays, text = _read(path, _FORMAT)
     try:
-        law = _LAWS[text["law"]](
-            **{
-                name.removeprefix("noise/"): value
-                for name, value in arrays.items()
-                if name.startswith("noise/")
-            }
-        )
+        law = _LAWS[text["law"]](**_below("noise/", arrays))
         about, claim, provenance = (
             json.loads(text[key]) for key in ("description", "claim", "provenance")
         )
@@ -259,7 +253,7 @@ def read(path: pathlib.Path) -> Artefact:
         metric, claimed = str(claim["ground_metric"]), float(claim["kappa"])
         scores = gaussian_scores(law, law.image_shape, metric)
         found = 1.0 / scores.scale
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path} is no classifier of this program, or is damaged ({error})."
         ) from error

@@ -76,10 +76,10 @@ def make_start(module: Any, examples: Examples, seed: int) -> Callable | None:
 
 def ground_metric(config: Config) -> str:
     """That of the certificates: of a network that has one, or of the smoothing."""
-    own = config.model.fields.get("ground_metric") if "model" in vars(config) else None
-    if own is None and "model" in vars(config) and config.model.name == "potentials":
-        return models.PotentialNet.ground_metric
-    return own or config.smoothing.ground_metric
+    if "model" in vars(config) and config.model.name == "potentials":
+        default = models.PotentialNet.ground_metric
+        return config.model.fields.get("ground_metric", default)
+    return config.smoothing.ground_metric
 
 
 def num_classes(config: Config, examples: Examples) -> int:

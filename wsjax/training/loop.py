@@ -148,12 +148,11 @@ def train(
                         measure, state, jax.random.fold_in(key_eval, epoch), test_data
                     )
                     found = {"noisy_accuracy": float(np.mean(radii > 0))}
-                    shown = f"test accuracy under noise {found['noisy_accuracy']:.4f}"
+                    under = "" if perturb is None else " under noise"
+                    shown = f"test accuracy{under} {found['noisy_accuracy']:.4f}"
                     if objective.name == "radius":
                         found["median_radius"] = float(np.median(radii))
                         shown += f", median radius {found['median_radius']:.4g}"
-                    if perturb is None:
-                        shown = shown.replace(" under noise", "")
                     metrics.write(step, {"epoch": epoch + 1, **found})
                     tqdm.write(f"epoch {epoch + 1}: {shown}")
     finally:
@@ -173,12 +172,6 @@ def _finite(step, values):
             f"last epoch are kept."
         )
     return values
-
-
-def _check_positive(**numbers):
-    for name, value in numbers.items():
-        if value < 1:
-            raise ValueError(f"{name}={value} must be at least 1.")
 
 
 def _radii(measure, state, key, test_data, batch_size=500):

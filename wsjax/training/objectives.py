@@ -105,7 +105,7 @@ class Objective:
             raise ValueError(
                 f'train.objective="radius" needs train.radius={self.radius!r} and '
                 f"train.temperature={self.temperature!r} above zero, both in pixels x "
-                f"fraction of mass: 0.2 and 0.025 for MNIST, 0.005 and 0.0025 for "
+                f"fraction of mass: 0.2 and 0.025 for MNIST, 0.01 and 0.005 for "
                 f"CIFAR-10."
             )
 
