@@ -59,7 +59,7 @@ def sorted_groups(features, size: int):
         raise ValueError(f"{shape[-1]} features do not divide into groups of {size}.")
     xp = features.__array_namespace__()
     groups = features.reshape(*shape[:-1], size, shape[-1] // size)
-    if size > _LARGE_GROUP:
+    if xp is np or size > _LARGE_GROUP:
         return xp.sort(groups, -2).reshape(shape)
     lanes = [groups[..., lane, :] for lane in range(size)]
     for low, high in _comparisons(size):
@@ -72,7 +72,7 @@ def sorted_groups(features, size: int):
     return xp.stack(lanes, -2).reshape(shape)
 
 
-# From here on sorting as such costs less than comparisons that depend on no result.
+# From here on sorting as such costs XLA less than comparisons that depend on no result.
 _LARGE_GROUP = 32
 
 

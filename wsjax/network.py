@@ -141,14 +141,14 @@ class LipschitzNetwork:
         """`(H, W, C)`."""
         return self.potentials.shape[:3]
 
-    @property
+    @functools.cached_property
     def constants(self) -> np.ndarray:
         """`[K, K]` float64 Lipschitz constants of the differences of scores, exact."""
         units = self.last.units.astype(np.int64)
         found = lipschitz.pairwise_constants(units, self.pieces)
         return np.ldexp(found.astype(np.float64), -self.last.exponent)
 
-    @property
+    @functools.cached_property
     def precision(self) -> float:
         """How far a computed score can be from the true one; see the head of this file."""
         size = float(

@@ -108,16 +108,42 @@ def decide(lower, upper, selected: int | None = None, lipschitz=2.0) -> Decision
             f"Bounds on the scores of at least two classes are needed, got shapes "
             f"{lower.shape} and {upper.shape}."
         )
+    chosen = None if selected is None else [selected]
+    return decide_each(lower[None], upper[None], chosen, lipschitz)[0]
+
+
+def decide_each(lower, upper, selected=None, lipschitz=2.0) -> list[Decision]:
+    """Likewise for many images at once.
+
+    Args:
+      lower: `[N, K]`.
+      upper: `[N, K]`.
+      selected: `[N]` int, or None.
+      lipschitz: as `decide`.
+
+    Returns:
+      N `Decision`s.
+
+    Raises:
+      ValueError: as `decide`.
+    """
     if not np.all(lower <= upper):
         raise ValueError(f"Bounds {lower!r} and {upper!r} hold NaN or are in disorder.")
-    own = int(np.argmax(lower)) if selected is None else selected
-    others = np.delete(np.arange(len(lower)), own)
-    constants = np.broadcast_to(lipschitz, (len(lower),) * 2)[own]
-    radii = certified_radius(lower[own], upper[others], constants[others])
-    worst = others[np.argmin(radii)]
-    if not np.all(lower[own] > upper[others]):
-        worst = others[np.argmax(upper[others])]
-    return lead(own, lower[own], upper[worst], constants[worst])
+    images, classes = lower.shape
+    own = lower.argmax(1) if selected is None else np.asarray(selected)
+    each = np.arange(images)
+    others = np.arange(classes - 1) + (np.arange(classes - 1) >= own[:, None])
+    least, most = lower[each, own], upper[each[:, None], others]
+    constants = np.broadcast_to(lipschitz, (classes, classes))[own[:, None], others]
+    radii = certified_radius(least[:, None], most, constants)
+    leads = (least[:, None] > most).all(1)
+    worst = np.where(leads, radii.argmin(1), most.argmax(1))
+    labels, radii = (
+        np.where(leads, own, ABSTAIN),
+        np.where(leads, radii[each, worst], 0),
+    )
+    rows = labels, radii, own, least, most[each, worst], constants[each, worst]
+    return list(map(Decision, *(x.tolist() for x in rows)))
 
 
 def lead(selected: int, lower: float, upper: float, lipschitz: float = 2.0) -> Decision:

@@ -52,37 +52,39 @@ class LipschitzScores(base.WithoutVotes):
           ValueError: as `Certifier.certify`, or `network.LipschitzNetwork.scores`.
         """
         del keys
-        # At this image and at the one that it is moved to.
-        off = 2 * self.network.precision
-        # Of scores whose difference is always the same, the radius is finite still.
-        constants = np.maximum(self.network.constants, 2.0**-30)
-        for found in self._scores(images):
-            decision = scores.decide(
-                found - off, found + off, int(found.argmax()), constants
-            )
-            others = found.copy()
-            others[decision.selected] = -np.inf
-            rival = int(np.flatnonzero(others + off == decision.upper)[0])
-            yield Certificate(*decision, LipschitzEvidence(rival))
-
-    def _scores(self, images):
-        """Yields the scores of one image after another."""
 
         def fitting():
             for image in images:
                 self.network.check_shape(np.shape(image))
                 yield image
 
-        def work(batch, _):
-            yield from ()  # Nothing is waited for.
-            # Products of a few rows are rounded in another order than those of many,
-            # and the last bits of a row would depend on where a run stopped.
-            batch = np.stack(batch)
-            missing = [(0, -len(batch) % 100)] + [(0, 0)] * 3
-            found = self.network.scores(np.pad(batch, missing, mode="edge"))
-            return found[: len(batch)]
+        return queue.run(
+            self._certified, fitting(), itertools.repeat(None), self.batch, 1
+        )
 
-        return queue.run(work, fitting(), itertools.repeat(None), self.batch, 1)
+    def _certified(self, images, _):
+        """Certificates of a batch."""
+        yield from ()  # Nothing is waited for.
+        # Products of a few rows are rounded in another order than those of many,
+        # and the last bits of a row would depend on where a run stopped.
+        missing = [(0, -len(images) % 100)] + [(0, 0)] * 3
+        batch = np.pad(np.stack(images), missing, mode="edge")
+        found = self.network.scores(batch)[: len(images)]
+        # At this image and at the one that it is moved to.
+        off = 2 * self.network.precision
+        # Of scores whose difference is always the same, the radius is finite still.
+        constants = np.maximum(self.network.constants, 2.0**-30)
+        decisions = scores.decide_each(
+            found - off, found + off, found.argmax(1), constants
+        )
+        others = found + off
+        others[np.arange(len(found)), found.argmax(1)] = -np.inf
+        limits = np.array([[decision.upper] for decision in decisions])
+        rivals = (others == limits).argmax(1).tolist()
+        return [
+            Certificate(*decision, LipschitzEvidence(rival))
+            for decision, rival in zip(decisions, rivals, strict=True)
+        ]
 
     @property
     def batch(self) -> int:
