@@ -28,6 +28,7 @@ LAYERS = (
     ),
     ("gaussian", "fast_transport", "nearest", "potentials"),
     ("smoothing", "network"),
+    ("local_slopes",),
     ("certifiers",),
     ("evaluation",),
     # Here the core ends: what is below needs jax, numpy and scipy alone.
@@ -36,7 +37,7 @@ LAYERS = (
     ("training", "interop"),
     ("runs",),
 )
-CORE = [module for layer in LAYERS[:6] for module in layer]
+CORE = [module for layer in LAYERS[:7] for module in layer]
 # What the scripts and subpackages need and `import wsjax` must not.
 HEAVY = [
     "flax",

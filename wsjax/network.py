@@ -174,13 +174,19 @@ class LipschitzNetwork:
         Raises:
           ValueError: images of another shape.
         """
+        return self._found(images)[-1].reshape(len(images), -1, self.pieces).min(-1)
+
+    def numbers(self, images: np.ndarray) -> tuple[np.ndarray, ...]:
+        """What each sorting sorts, `[N, D]` float64 each; as `scores`."""
+        return self._found(images)[:-1]
+
+    def _found(self, images):
         images = np.asarray(images)
         self.check_shape(images.shape[1:])
         pixels = images.astype(np.float64).reshape(len(images), -1)
         # By a power of two, so that no sum overflows and no product underflows.
         _, size = np.frexp(pixels.max(1, keepdims=True))
-        pixels = np.ldexp(pixels, -size)
-        return _forward(self._weights, self.groups, self.pieces, pixels)
+        return _forward(self._weights, self.groups, np.ldexp(pixels, -size))
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
         """Raises ValueError unless images of this shape are what the network reads."""
@@ -214,17 +220,19 @@ class _OnDevice:
 
     def __call__(self, weights, images):
         pixels = images.reshape(len(images), -1)
-        return _forward(weights, self.groups, self.pieces, pixels)
+        outputs = _forward(weights, self.groups, pixels)[-1]
+        return outputs.reshape(len(images), -1, self.pieces).min(-1)
 
 
-def _forward(weights, groups, pieces, pixels):
-    """Scores `[B, K]` of `[B, H W C]` pixels of any mass, in NumPy or JAX."""
+def _forward(weights, groups, pixels):
+    """What is sorted, and the outputs, of `[B, H W C]` pixels of any mass."""
     (first, offsets), *layers = weights
     found = lipschitz.measure(pixels, first) / pixels.sum(1, keepdims=True) + offsets
+    steps = [found]
     for (rows, bias), group in zip(layers, groups, strict=True):
         found = lipschitz.sorted_groups(found, group)
-        found = lipschitz.dense(found, rows, bias)
-    return found.reshape(len(found), -1, pieces).min(-1)
+        steps.append(found := lipschitz.dense(found, rows, bias))
+    return tuple(steps)
 
 
 def _check_rows(name: str, rows: Rows, width: int) -> None:

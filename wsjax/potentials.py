@@ -133,6 +133,30 @@ def near_slopes(potentials: jax.Array, ground_metric: str) -> jax.Array:
     return steepest.max((0, 1, 2)) * STRETCH[ground_metric]
 
 
+def near_rises(units: np.ndarray, exponent: int, ground_metric: str) -> np.ndarray:
+    """How much each potential rises per distance, along every step to a near pixel.
+
+    A way between any two pixels of a channel is made of such steps, `STRETCH` times as
+    long as the way at most (docs/theory.md, 7.2).
+
+    Args:
+      units: `[H, W, C, J]` integers, potentials in units of `2**-exponent` pixels.
+      exponent: see `units`.
+      ground_metric: "l1" or "l2".
+
+    Returns:
+      `[E, J]` float32, rounded to the nearest; one of each pair of opposite steps.
+    """
+    check_ground_metric(ground_metric)
+    units = np.asarray(units, np.int64)
+    found = []
+    for dy, dx in _STEPS[ground_metric]:
+        there, here = _ends(dy, dx)
+        rise = np.ldexp((units[there] - units[here]).astype(np.float64), -exponent)
+        found.append((rise / math.hypot(dy, dx)).astype(np.float32))
+    return np.concatenate([x.reshape(-1, x.shape[-1]) for x in found])
+
+
 def sweep(potentials: jax.Array, ground_metric: str) -> jax.Array:
     """One step towards potentials, for training: steep places give way.
 

@@ -5,6 +5,7 @@ an image, nothing drawn, no probability of error.
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple, Self
@@ -15,6 +16,7 @@ import numpy as np
 from wsjax import scores
 from wsjax.certifiers import base, queue
 from wsjax.certifiers.base import Certificate
+from wsjax.local_slopes import LocalSlopes
 from wsjax.network import LipschitzNetwork
 
 
@@ -37,9 +39,13 @@ class LipschitzScores(base.WithoutVotes):
 
     Attributes:
       network: the weights.
+      local: whether to look for a larger radius near each image, with
+        `local_slopes.LocalSlopes`: as certain, in seconds an image.
     """
 
     network: LipschitzNetwork
+    _: dataclasses.KW_ONLY
+    local: bool = False
 
     columns: ClassVar[Mapping[str, str]] = {"rival": "int"}
 
@@ -81,15 +87,32 @@ class LipschitzScores(base.WithoutVotes):
         others[np.arange(len(found)), found.argmax(1)] = -np.inf
         limits = np.array([[decision.upper] for decision in decisions])
         rivals = (others == limits).argmax(1).tolist()
+        if self.local:
+            each = zip(images, found, strict=True)
+            near = [self._near(image, row - off, row + off) for image, row in each]
+            decisions, rivals = map(list, zip(*near, strict=True))
         return [
             Certificate(*decision, LipschitzEvidence(rival))
             for decision, rival in zip(decisions, rivals, strict=True)
         ]
 
+    def _near(self, image, lower, upper):
+        """Decision by local slopes, and the class that limits it."""
+        selected = int(lower.argmax())
+        leads = scores.certified_radius(lower[selected], upper, 1.0)
+        radius, rival = self._slopes.radius(image, selected, leads)
+        # Its mean slope all the way.
+        slope = leads[rival] / radius * (1.0 + 2.0**-50) if radius > 0 else 2.0
+        return scores.lead(selected, lower[selected], upper[rival], slope), rival
+
+    @functools.cached_property
+    def _slopes(self):
+        return LocalSlopes(self.network)
+
     @property
     def batch(self) -> int:
-        """Images of one product of matrices."""
-        return 500
+        """Images of one product of matrices; few where each takes long."""
+        return 10 if self.local else 500
 
     def held(self) -> Any:
         """The weights, and what they are multiples of."""
@@ -106,7 +129,7 @@ class LipschitzScores(base.WithoutVotes):
 
     @classmethod
     def settings(cls) -> dict[str, Any]:
-        return {}
+        return {"local": False}
 
     @classmethod
     def from_run(cls, run: Any, **settings: Any) -> Self:
@@ -114,4 +137,8 @@ class LipschitzScores(base.WithoutVotes):
         return cls(run.network, **settings)
 
     def recorded(self) -> dict[str, Any]:
-        return {"kind": "lipschitz", "ground_metric": self.network.ground_metric}
+        return {
+            "kind": "lipschitz",
+            "ground_metric": self.network.ground_metric,
+            "local": self.local,
+        }
