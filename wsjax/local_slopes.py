@@ -37,10 +37,6 @@ import numpy as np
 from wsjax import potentials
 from wsjax.network import LipschitzNetwork
 
-# Radii up to which slopes are bounded, in units of the one that constants certify, and
-# those of them at which every step is looked at.
-_SHELLS = (0.5, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 6.0)
-_EVERYWHERE = (1.75, 2.5, 6.0)
 _BLOCK = 1024  # Steps that are looked at together.
 _UNIT = 2.0**-24
 
@@ -92,35 +88,54 @@ class LocalSlopes:
         first = (left / constants).min()
         if not first > 0:
             return 0.0, int(others[left.argmin()])
-        # The others cannot limit what is looked at.
-        near = left <= constants * (first * _SHELLS[-1])
-        others, constants, left = others[near], constants[near], left[near]
-        rows = self._last[selected, :, None] - self._last[others][:, None]
-        (rows,) = self._put(rows.reshape(-1, rows.shape[-1]))
+        rows = self._differences(selected, others)
         numbers = self._network.numbers(np.asarray(image)[None])
-        bounds, before, looked = np.empty((0, 0)), 0.0, 0.0
-        for shell in _SHELLS:
+        # No image is further.
+        diameter = float(sum(image.shape[:2]))
+        bounds, looked, before = np.empty((0, 0)), 0.0, 0.0
+        for shell, outer in _shells():
             within = first * shell
-            if shell > looked:
-                looked = min(full for full in _EVERYWHERE if full >= shell)
-                allowed = self._allowed(numbers, first * looked)
-                every = np.arange(len(self._rises))
-                blocks = np.split(every, every[_BLOCK::_BLOCK])
-                bounds = np.concatenate(
-                    [self._bounds(block, allowed, rows) for block in blocks]
-                )
-            if shell == looked:
+            if outer > looked:
+                looked = outer
+                bounds = self._everywhere(self._allowed(numbers, first * outer), rows)
+            if shell == outer:
                 found = bounds.max(0)
             else:
-                found = self._largest(
-                    bounds, left, self._allowed(numbers, within), rows
-                )
+                allowed = self._allowed(numbers, within)
+                found = self._largest(bounds, left, allowed, rows)
             slopes = np.minimum(found, constants)
             reached = before + left / slopes
-            if reached.min() <= within:
+            if reached.min() <= within or within > diameter:
                 break
             left, before = left - slopes * (within - before), within
-        return float(min(reached.min(), within)), int(others[reached.argmin()])
+        return float(reached.min()), int(others[reached.argmin()])
+
+    def bounds(self, image: np.ndarray, selected: int, within: float) -> np.ndarray:
+        """What the theorem calls B.
+
+        Args:
+          image: `[H, W, C]` float.
+          selected: the class y.
+          within: s, in pixels x fraction of mass.
+
+        Returns:
+          `[K]` float64 bounds for each class j; zero for y itself.
+        """
+        allowed = self._allowed(self._network.numbers(np.asarray(image)[None]), within)
+        rows = self._differences(selected, np.arange(len(self._last)))
+        found = self._everywhere(allowed, rows).max(0)
+        return np.minimum(found, self._network.constants[selected])
+
+    def _differences(self, selected, others):
+        """Rows `[P pieces pieces, D]` of the leads over other classes."""
+        rows = self._last[selected, :, None] - self._last[others][:, None]
+        return self._put(rows.reshape(-1, rows.shape[-1]))[0]
+
+    def _everywhere(self, allowed, rows):
+        """Bounds `[E, P]` at every step."""
+        every = np.arange(len(self._rises))
+        blocks = np.split(every, every[_BLOCK::_BLOCK])
+        return np.concatenate([self._bounds(block, allowed, rows) for block in blocks])
 
     def _largest(self, bounds, left, allowed, rows):
         """Bounds `[P]` over all steps, given those `[E, P]` from further out.
@@ -188,6 +203,23 @@ def _at_places(rates, may, extreme, none):
         for place in may
     ]
     return jnp.concatenate(places, 1)
+
+
+def _shells():
+    """Radii up to which slopes are bounded, in units of the one that constants certify.
+
+    Each with the one from which bounds at all steps are known.
+    """
+    for outer, shells in (
+        (1.75, (0.5, 1.0, 1.25, 1.5, 1.75)),
+        (2.5, (2.0, 2.5)),
+        (4.0, (3.0, 4.0)),
+    ):
+        for shell in shells:
+            yield shell, outer
+    while True:
+        outer *= 1.5
+        yield outer, outer
 
 
 def _gamma(terms):
