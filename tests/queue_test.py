@@ -88,6 +88,14 @@ class QueueTest(parameterized.TestCase):
             most = max(most, len(at_work))
         self.assertEqual((done, most), (8, in_flight))
 
+    def test_work_that_never_waits_hands_on_its_results_before_more(self):
+        found = self.run_queue(
+            images(1.0, 2.0, 3.0), in_flight=2, steps=lambda value: 0
+        )
+        for count in (1, 2, 3):
+            next(found)
+            self.assertLen(self.log, count)
+
     def test_takes_turns(self):
         list(self.run_queue(images(1.0, 2.0), in_flight=2, steps=lambda value: 2))
 

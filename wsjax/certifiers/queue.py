@@ -38,7 +38,8 @@ def run(
     started = finished = 0
     reading = True
     while reading or finished < started:
-        while reading and len(active) < in_flight:
+        # Work that never waits ends at once: its results are handed on before more.
+        while reading and len(active) < in_flight and finished not in ended:
             given, failure = _read(pairs, batch)
             reading = failure is None and len(given) == batch
             if given:
