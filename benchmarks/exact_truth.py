@@ -70,7 +70,9 @@ def main():
     parser.add_argument("--data", required=True, help="folder of the idx files")
     parser.add_argument("--metric", choices=("l1", "l2"), default="l2")
     parser.add_argument("--images", type=int, default=50)
-    parser.add_argument("--limit", type=float, default=600.0, help="seconds a program")
+    parser.add_argument(
+        "--limit", type=float, default=600.0, help="seconds (wall clock) a program"
+    )
     parser.add_argument("--potentials", type=int, default=16)
     parser.add_argument("--width", type=int, default=8, help="of the hidden layer")
     parser.add_argument("--epochs", type=int, default=5)
@@ -98,7 +100,10 @@ def main():
             found = side_by_side(images, network, arguments.limit)
             bar = progress(found, total=len(todo), desc="truth", unit="image")
             for index, row in zip(todo, bar, strict=True):
-                writer.write(idx=index, label=test.labels[index], **row)
+                if row is None:
+                    bar.write(f"Image {index}: no answer in {arguments.limit} s.")
+                else:
+                    writer.write(idx=index, label=test.labels[index], **row)
                 stop.check()
     except Stopped as stopped:
         print(f"{stopped}; the same command goes on from {path}", file=sys.stderr)
@@ -152,6 +157,8 @@ def trained(workdir, module, train, test, epochs):
 def side_by_side(images, network, limit=np.inf):
     """Yields what rows say of each image `[N, H, W, C]`, all but where it is from.
 
+    None for an image whose programs run out of time.
+
     Raises:
       ValueError: a certificate, a truth or an attack contradicts another.
     """
@@ -171,11 +178,14 @@ def side_by_side(images, network, limit=np.inf):
         images, answers, certified, attacked.epsilon, strict=True
     ):
         started = time.process_time()
-        truth = exact_truth(network, image, attack, limit)
-        seconds = time.process_time() - started
-        in_range = truth
-        if truth.image.max() > 1 + 1e-6:
-            in_range = exact_truth(network, image, attack, limit, most=1.0)
+        try:
+            truth = in_range = exact_truth(network, image, attack, limit)
+            seconds = time.process_time() - started
+            if truth.image.max() > 1 + 1e-6:
+                in_range = exact_truth(network, image, attack, limit, most=1.0)
+        except TimeoutError:
+            yield None
+            continue
         row = {
             "answer": answer,
             "rival": truth.rival,
@@ -238,8 +248,9 @@ def exact_truth(
       `Truth`.
 
     Raises:
-      ValueError: there is no other answer within `known`, or none was found in time; or
-        what was found is not what it is said to be.
+      ValueError: there is no other answer within `known`, or what was found is not what
+        it is said to be.
+      TimeoutError: none was found in time.
     """
     image = np.asarray(image, np.float64)
     plans = Plans(image, network.ground_metric, known)
@@ -258,6 +269,10 @@ def exact_truth(
     rivals = _overtaken(program, plans, network, numbers, answer)
     relaxed = program.solve(relaxed=True)
     solved = program.solve(limit=limit)
+    if solved.status == 1 and solved.x is None:
+        raise TimeoutError(
+            f"Another answer within {known} was neither found nor excluded in {limit} s."
+        )
     if solved.x is None or relaxed.x is None:
         raise ValueError(f"No other answer found within {known}: {solved.message}")
     arrived = np.zeros((image.shape[0] * image.shape[1], image.shape[2]))

@@ -183,6 +183,15 @@ class TruthTest(parameterized.TestCase):
                 else:
                     self.assertAlmostEqual(next(rows)["truth"], found.distance, 5)
 
+    def test_leaves_out_what_takes_too_long(self):
+        net, images = small_case("l2", (3, 3, 1), (2, 2), 1, 0)
+        with self.assertRaisesRegex(TimeoutError, "neither found nor excluded"):
+            exact_truth.exact_truth(net, images[0], np.inf, limit=0.0)
+        with mock.patch.object(exact_truth, "flow_attack") as flow_attack:
+            flow_attack.return_value.epsilon = np.array([np.inf])
+            rows = exact_truth.side_by_side(images[:1], net, limit=0.0)
+            self.assertEqual(list(rows), [None])
+
     def test_says_that_there_is_none(self):
         net, images = small_case("l2", (3, 3, 1), (2, 2), 1, 0)
         found = exact_truth.exact_truth(net, images[0], np.inf)
