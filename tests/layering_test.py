@@ -32,6 +32,7 @@ LAYERS = (
     ("certifiers",),
     ("evaluation",),
     # Here the core ends: what is below needs jax, numpy and scipy alone.
+    ("files",),
     ("console", "data", "models", "plots"),
     ("attacks",),
     ("training", "interop"),
