@@ -110,6 +110,11 @@ class LoadTest(Folder):
         for leaf in jax.tree.leaves(variables):
             self.assertEqual(leaf.dtype, np.float32)
 
+    def test_tensors_that_nobody_asks_for_may_be_anything(self):
+        network = self.network()
+        state = {**network.state_dict(), "1.num_batches_tracked": torch.tensor(3)}
+        self.assert_same_logits(network, load(self.save(state)), SMALL, SHAPE)
+
     def test_reads_half_precision(self):
         state = self.network().state_dict()
         halves = {k: v.to(torch.bfloat16) for k, v in state.items()}
@@ -199,6 +204,31 @@ class LoadTest(Folder):
         state = dict(self.network().state_dict())
         with self.assertRaisesRegex(ValueError, "holds no state dict of tensors"):
             load(self.save(form(state)))
+
+    def test_lists_what_is_there_instead(self):
+        state = dict(self.network().state_dict())
+        with self.assertRaisesRegex(
+            ValueError, r"'model' \(dict\), 'epoch' \(int\); save the state dict alone"
+        ):
+            load(self.save({"model": state, "epoch": 3}))
+
+    @parameterized.named_parameters(
+        ("sparse", lambda t: t.to_sparse(), "torch.sparse_coo"),
+        ("meta", lambda t: t.to("meta"), "without content"),
+        ("complex", lambda t: t.to(torch.complex64), "torch.complex64"),
+        ("whole", lambda t: t.to(torch.int32), "torch.int32"),
+    )
+    def test_refuses_tensors_that_are_no_plain_numbers(self, change, message):
+        state = dict(self.network().state_dict())
+        state["2.weight"] = change(state["2.weight"])
+        with self.assertRaisesRegex(ValueError, f"classifier.pth.*({message})"):
+            load(self.save(state))
+
+    def test_never_advises_to_switch_the_protection_off(self):
+        self.save({"net": self.network()})
+        with self.assertRaisesRegex(ValueError, "are refused") as caught:
+            load(self.path)
+        self.assertNotIn("weights_only", str(caught.exception))
 
     def test_names_a_missing_tensor(self):
         state = self.network().state_dict()

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from wsjax.models import ConvSmall
 
@@ -59,8 +58,10 @@ def load_variables(
     params = {}
     for layer, position in _LAYERS.items():
         try:
-            weight = np.asarray(state[f"{position}.weight"], np.float32)
-            bias = np.asarray(state[f"{position}.bias"], np.float32)
+            weight, bias = (
+                _plain(path, name, state[name])
+                for name in (f"{position}.weight", f"{position}.bias")
+            )
         except KeyError as error:
             raise ValueError(
                 f"{path} has no tensor {error}; it holds {sorted(state)}. Expected "
@@ -108,19 +109,37 @@ def _read(path):
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason, _, _ = str(error).strip().partition("\n")
+        # PyTorch's own words advise to switch this protection off.
         raise ValueError(
-            f"{path} is not a checkpoint of plain tensors, or is damaged: {reason} "
-            f"Files that need arbitrary unpickling are refused."
+            f"{path} is not a checkpoint of plain tensors, or is damaged "
+            f"({type(error).__name__} while reading). Files that need arbitrary "
+            f"unpickling are refused, as they may run code: save model.state_dict()."
         ) from error
     for key in ("net", "state_dict"):
         if isinstance(content, dict):
             content = content.get(key, content)
     if isinstance(content, list) and content:
         content = content[0]  # Wong et al. store a list of one state dict.
-    if not isinstance(content, dict) or not all(
+    there = content if isinstance(content, dict) else {"": content}
+    if there is not content or not all(
         isinstance(name, str) and isinstance(value, torch.Tensor)
-        for name, value in content.items()
+        for name, value in there.items()
     ):
-        raise ValueError(f"{path} holds no state dict of tensors.")
-    return {name: tensor.detach().float().numpy() for name, tensor in content.items()}
+        kinds = [f"{name!r} ({type(v).__name__})" for name, v in there.items()]
+        raise ValueError(
+            f"{path} holds no state dict of tensors. It has {', '.join(kinds[:20])}; save the state dict alone, or under one of the keys 'net' and "
+            f"'state_dict'."
+        )
+    return content
+
+
+def _plain(path, name, tensor):
+    """A tensor as `float32` array, if it has real numbers, each of them."""
+    dense = str(tensor.layout) == "torch.strided"
+    if tensor.is_meta or not dense or not tensor.is_floating_point():
+        form = "without content (meta)" if tensor.is_meta else tensor.layout
+        raise ValueError(
+            f"{path}: the tensor {name!r} is {tensor.dtype}, {form}. Save plain "
+            f"floating-point numbers, such as tensor.detach().to_dense().float()."
+        )
+    return tensor.detach().float().numpy()
