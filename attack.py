@@ -46,26 +46,36 @@ def main(config, workdir):
         plain = victims.Victim(classify)
         fingerprint = (classify, smoothing.noise)
         recorded = {"scores": dataclasses.asdict(smoothing.scores)}
-    manifest.record(
+    cases = [attack_report.Attacked(name, target) for target in targets]
+
+    def check(run):
+        for case in cases:
+            rows.check(workdir / case.rows, attack_report.COLUMNS, run)
+
+    run = manifest.record(
         workdir,
-        f"attack {name}",
+        cases[0].entry,
         attack_report.recorded(config),
         data_checksum=examples.checksum,
         classifier=trained.fingerprint(*fingerprint),
         certifier=recorded,
+        num_classes=experiment.num_classes(config, examples),
+        num_images=len(examples),
         may_differ=configs.MAY_DIFFER,
+        check=check,
     )
     _log.info("Attacking %d images on %s.", len(indices), manifest.devices())
     votes = {"n": config.attack.n, "alpha": config.attack.alpha}
-    for target in targets:
-        if target == "base":
+    for case in cases:
+        if case.target == "base":
             # Attacks on the plain classifier share their gradient steps.
             victim, size = plain, settings.batch_size
         else:
             victim, size = victims.smoothed(classify, smoothing, **votes), 1
         attack(
             workdir,
-            attack_report.Attacked(name, target),
+            case,
+            run,
             functools.partial(method.run, victim=victim, settings=settings),
             victim,
             examples,
@@ -76,11 +86,11 @@ def main(config, workdir):
     attack_report.show_attacks(workdir, examples, config.attack.pictures)
 
 
-def attack(workdir, case, run, victim, examples, indices, *, seed, group_size):
+def attack(workdir, case, run, method, victim, examples, indices, *, seed, group_size):
     """Attacks the images of one target that have no row yet."""
     folder = workdir / case.folder
     folder.mkdir(exist_ok=True)
-    with rows.RowWriter(workdir / case.rows, attack_report.COLUMNS) as writer:
+    with rows.RowWriter(workdir / case.rows, attack_report.COLUMNS, run) as writer:
         todo = [index for index in indices if index not in writer.done]
         with (
             progress(total=len(todo), desc=f"attack {case.title}", unit="image") as bar,
@@ -91,18 +101,19 @@ def attack(workdir, case, run, victim, examples, indices, *, seed, group_size):
                 images, labels = zip(*map(examples.checked, group), strict=True)
                 images, labels = np.stack(images), np.array(labels)
                 for row, moved in attack_group(
-                    group, images, labels, run, victim, seed
+                    group, images, labels, method, victim, seed
                 ):
-                    np.save(folder / f"{row['idx']:06d}.npy", moved)
+                    attack_report.save_image(case.image(workdir, row["idx"]), moved)
                     writer.write(**row)
                 bar.update(len(group))
                 stop.check()
 
 
-def attack_group(indices, images, labels, run, victim, seed):
+def attack_group(indices, images, labels, method, victim, seed):
     """Rows and adversarial images of some images; each draws by its index alone."""
     before = time.perf_counter()
-    result = run(images, labels, key=streams.image_keys(seed, streams.ATTACK, indices))
+    keys = streams.image_keys(seed, streams.ATTACK, indices)
+    result = method(images, labels, key=keys)
     seconds = (time.perf_counter() - before) / len(indices)
     # Ask again at a valid image, by votes never seen before.
     judged = attack_report.judge(

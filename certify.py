@@ -14,6 +14,7 @@ Open MPI or a TPU tells the processes of each other, else with --coordinator=HOS
 """
 
 import collections
+import functools
 import logging
 
 import jax
@@ -22,6 +23,7 @@ from wsjax.console.progress import progress, timed
 from wsjax.runs import cli, cluster, experiment, manifest, report, streams, trained
 from wsjax.runs import config as configs
 from wsjax.runs.examples import Examples
+from wsjax.runs.rows import check as check_rows
 
 _log = logging.getLogger("wsjax")
 
@@ -43,16 +45,23 @@ def main(config, workdir):
         "classifier": trained.fingerprint(certifier.held()),
         "certifier": certifier.recorded(),
         "num_classes": experiment.num_classes(config, examples),
+        "num_images": len(examples),
     }
     cluster.check_agreement(recorded, **identity)
     name = report.entry_name(certifier.rows_file)
+    path, columns = workdir / certifier.rows_file, report.columns(certifier)
+    run = ""
     with cluster.together():
         if cluster.leads():
-            manifest.record(
-                workdir, name, recorded, may_differ=configs.MAY_DIFFER, **identity
+            run = manifest.record(
+                workdir,
+                name,
+                recorded,
+                may_differ=configs.MAY_DIFFER,
+                check=functools.partial(check_rows, path, columns),
+                **identity,
             )
-    path = workdir / certifier.rows_file
-    with cluster.SharedRows(path, report.columns(certifier), indices) as rows:
+    with cluster.SharedRows(path, columns, run, indices) as rows:
         certifier = certifier.laid_out_for(len(rows.todo))
         if cluster.leads():
             _log.info("Certifying %d images on %s.", len(indices), manifest.devices())

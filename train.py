@@ -7,6 +7,7 @@ like: the same command goes on where it stopped, and ends with the same weights.
 Then run certify.py and attack.py with the same config and workdir.
 """
 
+import functools
 import logging
 
 from wsjax.runs import cli, experiment, manifest, streams
@@ -43,14 +44,16 @@ def main(config, workdir):
     # Traced, not run: settings of the model and of the noise that do not fit.
     experiment.trace_state(module, train_set.image_shape, settings, noise)
     pick(loop.check_settings, settings, train_data=train_set.data)
-    manifest.record(
+    run = manifest.record(
         workdir,
         "train",
         config.plain("data", "model", "smoothing", "train"),
         data_checksum=train_set.checksum,
         may_differ=configs.MAY_DIFFER,
+        check=functools.partial(checkpoints.check_run, workdir),
     )
-    checkpoints.write_description(workdir, experiment.description(config, train_set))
+    described = experiment.description(config, train_set)
+    checkpoints.write_description(workdir, described, run)
     state = pick(
         loop.train,
         settings,

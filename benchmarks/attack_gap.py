@@ -25,7 +25,6 @@ import numpy as np
 from rich.table import Table
 
 from wsjax.runs import attack_report, manifest, report
-from wsjax.runs.rows import read_rows
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs/digits.py"
@@ -99,7 +98,7 @@ def run(script, workdir, smoothing, stride):
 def compare(name, workdir):
     """One line for each theorem about a law."""
     case = attack_report.Attacked("flow", "smoothed")
-    attacked = read_rows(workdir / case.rows)
+    attacked = attack_report.read(workdir, case)
     entry = manifest.read(workdir)["certify"]["config"]["smoothing"]
     metric = entry["ground_metric"]
     labels = attacked.ints("label")

@@ -36,6 +36,7 @@ are of one core, for `relaxed` and `truth`.
 """
 
 import argparse
+import contextlib
 import pathlib
 import sys
 import time
@@ -46,7 +47,7 @@ import numpy as np
 from rich.table import Table
 from scipy import optimize, sparse
 
-from wsjax import data
+from wsjax import data, files
 from wsjax.attacks import FlowAttack, flow_attack, victims
 from wsjax.certifiers.lipschitz import LipschitzScores
 from wsjax.console.progress import progress
@@ -56,6 +57,7 @@ from wsjax.metrics import pixel_distances
 from wsjax.models import PotentialNet
 from wsjax.network import LipschitzNetwork
 from wsjax.runs import report, rows
+from wsjax.runs.trained import fingerprint
 from wsjax.training import loop, objectives, optimizers
 from wsjax.transport import exact_distance
 
@@ -93,8 +95,15 @@ def main():
     name = f"{arguments.metric}-{arguments.potentials}-{arguments.width}"
     path = arguments.out / f"{name}.tsv"
     try:
-        network = trained(arguments.out / name, module, train, test, arguments.epochs)
-        with rows.RowWriter(path, COLUMNS) as writer, StopFlag() as stop:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(files.locked(arguments.out))
+            network = trained(
+                arguments.out / name, module, train, test, arguments.epochs
+            )
+            held = fingerprint(LipschitzScores(network).held())
+            run = rows.digest([test.checksum, held, arguments.limit])
+            writer = stack.enter_context(rows.RowWriter(path, COLUMNS, run))
+            stop = stack.enter_context(StopFlag())
             todo = [index for index in chosen if index not in writer.done]
             images = as_float(test.images[todo], test.scale)
             found = side_by_side(images, network, arguments.limit)
@@ -105,6 +114,8 @@ def main():
                 else:
                     writer.write(idx=index, label=test.labels[index], **row)
                 stop.check()
+    except files.InUse as error:
+        sys.exit(f"error: {error}")
     except Stopped as stopped:
         print(f"{stopped}; the same command goes on from {path}", file=sys.stderr)
         sys.exit(stopped.exit_code)

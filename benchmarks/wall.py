@@ -25,7 +25,7 @@ import sys
 import numpy as np
 from rich.table import Table
 
-from wsjax import data, nearest
+from wsjax import data, files, nearest
 from wsjax.console.progress import progress
 from wsjax.console.signals import StopFlag, Stopped
 from wsjax.runs import report, rows
@@ -51,7 +51,12 @@ def main():
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / f"{arguments.set}-{arguments.metric}.tsv"
     try:
-        with rows.RowWriter(path, COLUMNS) as writer, StopFlag() as stop:
+        run = rows.digest([train.checksum, test.checksum, arguments.metric])
+        with (
+            files.locked(arguments.out),
+            rows.RowWriter(path, COLUMNS, run) as writer,
+            StopFlag() as stop,
+        ):
             todo = [index for index in chosen if index not in writer.done]
             images = nearest.Index(train.images, train.labels, arguments.metric)
             for index in progress(todo, desc=f"wall {arguments.set}", unit="image"):
@@ -65,6 +70,8 @@ def main():
                     distance=distance,
                 )
                 stop.check()
+    except files.InUse as error:
+        sys.exit(f"error: {error}")
     except Stopped as stopped:
         print(f"{stopped}; the same command goes on from {path}", file=sys.stderr)
         sys.exit(stopped.exit_code)

@@ -75,7 +75,7 @@ class RowsTest(parameterized.TestCase):
         folder = self.enter_context(tempfile.TemporaryDirectory())
         path = pathlib.Path(folder) / certifier.rows_file
         columns = report.columns(certifier)
-        with RowWriter(path, columns) as writer:
+        with RowWriter(path, columns, "run") as writer:
             for index, result in enumerate(found):
                 cells = certifier.cells(result)
                 self.assertEqual(set(cells), set(certifier.columns))
@@ -156,7 +156,7 @@ class RowsTest(parameterized.TestCase):
         certifier = make("at_radii", make_smoothing("flow_laplace", 0.05, "l1"))
         found = certify_all(certifier)
         found[0] = found[0]._replace(radius=0.002)
-        with self.assertRaisesRegex(ValueError, "not of the run's own"):
+        with self.assertRaisesRegex(ValueError, "not one of the run's"):
             self.read_back(certifier, found)
 
 

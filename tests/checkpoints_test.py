@@ -5,11 +5,13 @@ import os
 import pathlib
 import shutil
 import tempfile
+from unittest import mock
 
 import chex
 import jax
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from absl.testing import absltest, parameterized
 
@@ -174,6 +176,31 @@ class CheckpointsTest(chex.TestCase):
         self.assertLess(len(message), 1000)
         self.assertNotIn("\n", message)
 
+    def test_damaged_anywhere(self):
+        """Some of its files are not needed; without the others it is refused."""
+        step, refused = self.folder / "checkpoints" / "7", 0
+        for path in sorted(x for x in step.rglob("*") if x.is_file()):
+            whole = path.read_bytes()
+            for content in (b"", whole[: len(whole) // 2], bytes(range(256))):
+                path.write_bytes(content)
+                try:
+                    found = self.restore(state_like())
+                except checkpoints.CheckpointError:
+                    refused += 1
+                else:
+                    chex.assert_trees_all_equal(found, self.state)
+            path.write_bytes(whole)
+        self.assertGreater(refused, 6)
+
+    def test_any_error_of_the_library_is_a_sentence(self):
+        with (
+            mock.patch.object(
+                ocp.CheckpointManager, "restore", side_effect=Exception("cut\nshort")
+            ),
+            self.assertRaisesRegex(checkpoints.CheckpointError, r"damaged \(cut\)"),
+        ):
+            self.restore(state_like())
+
     @parameterized.named_parameters(
         ("widths", {"widths": [2, 4]}),
         ("classes", {"num_classes": 3}),
@@ -204,7 +231,7 @@ class DescriptionTest(chex.TestCase):
 
     def write(self, **changes):
         described = experiment.description(CONFIG, Digits)
-        checkpoints.write_description(self.folder, {**described, **changes})
+        checkpoints.write_description(self.folder, {**described, **changes}, "mine")
 
     def assert_refused(self, pattern, chosen=CONFIG):
         with self.assertRaisesRegex(checkpoints.CheckpointError, pattern):
@@ -235,6 +262,25 @@ class DescriptionTest(chex.TestCase):
         path = self.folder / "classifier.json"
         path.write_text(path.read_text()[:30])
         self.assert_refused(r"classifier\.json is damaged")
+
+    @parameterized.parameters("[]", "3", 10**5 * "[", '{"model":' * 10**5)
+    def test_foreign(self, text):
+        (self.folder / "classifier.json").write_text(text)
+        self.assert_refused(r"classifier\.json is damaged")
+
+    def test_checkpoints_of_another_run_are_not_gone_on_from(self):
+        """As where `run.json` was deleted and other settings asked for."""
+        checkpoints.check_run(self.folder, "other")
+        self.write()
+        checkpoints.check_run(self.folder, "other")
+        CheckpointsTest.store(self.folder, random_state())
+        checkpoints.check_run(self.folder, "mine")
+        message = r"another training run \(mine, this one is other\).*--workdir"
+        with self.assertRaisesRegex(checkpoints.CheckpointError, message):
+            checkpoints.check_run(self.folder, "other")
+        (self.folder / "classifier.json").unlink()
+        with self.assertRaisesRegex(checkpoints.CheckpointError, r"run \(None, this"):
+            checkpoints.check_run(self.folder, "mine")
 
     def test_other_data_set(self):
         self.write(data="mnist", image_shape=[28, 28, 1])

@@ -95,7 +95,7 @@ class ProcessesTest(chex.TestCase):
         state = steps.init_state(jax.random.key(1), module, shape, optimizer)
         workdir.mkdir()
         description = experiment.description(config, examples)
-        checkpoints.write_description(workdir, description)
+        checkpoints.write_description(workdir, description, "run")
         store = checkpoints.Checkpoints(workdir)
         store.save(state)
         store.close()
@@ -151,7 +151,7 @@ class ProcessesTest(chex.TestCase):
             self.assertIn(message, text)
 
     def test_rows_are_those_of_one_process(self):
-        votes = [cells[-1] for cells in self.expected[1:-1]]
+        votes = [cells[-3] for cells in self.expected[1:-1]]
         self.assertLen(votes, 24)
         self.assertGreater(sum("," in cell for cell in votes), 12, votes)
 
@@ -313,7 +313,7 @@ class OneProcessTest(parameterized.TestCase):
     def rows(self, **options):
         folder = self.enter_context(tempfile.TemporaryDirectory())
         path = pathlib.Path(folder) / "rows.tsv"
-        options = {"columns": ("idx", "x"), "indices": range(4), **options}
+        options = {"columns": ("idx", "x"), "run": "", "indices": range(4), **options}
         return path, cluster.SharedRows(path, **options)
 
     def test_nothing_is_asked_for(self):

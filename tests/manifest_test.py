@@ -13,7 +13,7 @@ import jax
 from absl.testing import absltest, parameterized
 
 from wsjax.runs import config as configs
-from wsjax.runs import manifest
+from wsjax.runs import manifest, rows
 
 CONFIG = {
     "seed": 3,
@@ -180,13 +180,96 @@ class ManifestTest(chex.TestCase):
         self.record(changed("data.widths", (1, 2)))
         self.record(changed("data.widths", [1, 2]))
 
-    @parameterized.parameters("", "{", "[]", "3", '{"certify": ')
+    @parameterized.parameters(
+        *("", "{", "[]", "3", '{"certify": ', '{"certify": []}', '{"certify": {}}'),
+        '{"certify": {"config": 3, "data_checksum": "a", "started": ""}}',
+        '{"train": {"config": {}, "data_checksum": "a", "started": "", "resumed": 1}}',
+        *(6 * depth * "[" + 6 * depth * "]" for depth in (100, 100_000)),
+        *('{"a":' * depth + "1" + "}" * depth for depth in (100, 100_000)),
+    )
     def test_damaged(self, text):
         self.file.write_text(text)
         for use in (self.record, lambda: manifest.read(self.folder)):
-            with self.assertRaisesRegex(ValueError, "run.json is damaged.*delete"):
+            with self.assertRaisesRegex(ValueError, "run.json is damaged.*Restore it"):
                 use()
         self.assertEqual(self.file.read_text(), text)
+
+    def test_a_digest_tells_runs_apart(self):
+        def of(config=CONFIG, **facts):
+            with tempfile.TemporaryDirectory() as folder:
+                facts = {"data_checksum": "abc", **facts}
+                return manifest.record(
+                    pathlib.Path(folder),
+                    "certify",
+                    config,
+                    may_differ=configs.MAY_DIFFER,
+                    **facts,
+                )
+
+        own = of()
+        self.assertRegex(own, "^[0-9a-f]{16}$")
+        self.assertEqual(own, of(changed("data.stride", 1)))
+        others = [
+            of(changed("smoothing.sigma", 0.2)),
+            of(changed("seed", 4)),
+            of(data_checksum="abd"),
+            of(classifier="other"),
+            of(certifier={"scores": {"scale": 0.1}}),
+            of(num_classes=10),
+        ]
+        self.assertLen({own, *others}, 7)
+
+    def test_the_digest_of_an_entry_is_that_of_its_rows_when_it_is_read_again(self):
+        config = changed("smoothing.sigma", float("inf"))
+        run = manifest.record(
+            self.folder, "certify", config, data_checksum="a", may_differ=("data.dir",)
+        )
+        entry = manifest.read(self.folder)["certify"]
+        self.assertEqual(manifest.digest(entry), run)
+        entry["config"]["smoothing"]["sigma"] = 0.1
+        self.assertNotEqual(manifest.digest(entry), run)
+
+    def test_going_on_keeps_the_digest(self):
+        """Also with another version, that lets more keys differ."""
+        once = manifest.record(self.folder, "certify", CONFIG, data_checksum="a")
+        again = manifest.record(
+            self.folder, "certify", CONFIG, data_checksum="a", may_differ=("seed",)
+        )
+        self.assertEqual(once, again)
+
+    def test_results_of_another_run_leave_no_entry(self):
+        path = self.folder / "rows.tsv"
+        with rows.RowWriter(path, ("idx",), "other"):
+            pass
+        with rows.RowWriter(path, ("idx",), "other") as writer:
+            writer.write(idx=0)
+        with self.assertRaisesRegex(rows.RowsError, "belongs to another run"):
+            manifest.record(
+                self.folder,
+                "certify",
+                CONFIG,
+                data_checksum="a",
+                check=functools.partial(rows.check, path, ("idx",)),
+            )
+        self.assertFalse(self.file.exists())
+
+    def test_rows_and_their_entry(self):
+        run = manifest.record(self.folder, "certify", CONFIG, data_checksum="a")
+        path = self.folder / "rows.tsv"
+        with rows.RowWriter(path, ("idx",), run) as writer:
+            writer.write(idx=3)
+        entry, found = manifest.read_rows(self.folder, "certify", "rows.tsv")
+        self.assertEqual(entry["config"], CONFIG)
+        self.assertEqual(found.ints("idx").tolist(), [3])
+        with self.assertRaises(FileNotFoundError):
+            manifest.read_rows(self.folder, "certify", "others.tsv")
+        whole = self.file.read_text()
+        self.file.write_text(whole.replace('"sigma": 0.1', '"sigma": 1.0'))
+        with self.assertRaisesRegex(rows.RowsError, "belongs to another run"):
+            manifest.read_rows(self.folder, "certify", "rows.tsv")
+        self.file.unlink()
+        with self.assertRaisesRegex(ValueError, "no entry 'certify' in run.json"):
+            manifest.read_rows(self.folder, "certify", "rows.tsv")
 
     def test_missing(self):
         self.assertEqual(manifest.read(self.folder), {})

@@ -333,7 +333,7 @@ examples = Examples(zip(images, rows.argmax(1).tolist()))
 victim = Victim(lambda points: points.sum((2, 3)))
 case = attack_report.Attacked("toy", "base")
 script.attack(
-    folder, case, lambda *a, **k: method.run(*a, victim=victim, settings=settings, **k),
+    folder, case, "run", lambda *a, **k: method.run(*a, victim=victim, settings=settings, **k),
     victim, examples, range(5), seed=0, group_size=2,
 )
 found = read_rows(folder / case.rows)

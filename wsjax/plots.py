@@ -1,10 +1,13 @@
 """Figures from rows and images. Matplotlib is imported when a figure is drawn."""
 
+import io
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from wsjax import files
 
 # Okabe & Ito's palette: told apart by colour-blind readers, in this order.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -182,5 +185,7 @@ def pyplot() -> Any:
 
 def save(figure: Any, path: pathlib.Path) -> None:
     """Writes a figure and closes it."""
-    figure.savefig(path, dpi=150)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=150, format=path.suffix[1:] or None)
+    files.write_whole(path, picture.getvalue())
     pyplot().close(figure)

@@ -17,11 +17,12 @@ import numpy as np
 from wsjax import scores, sequential
 from wsjax.certificates import ProbabilityScores
 from wsjax.certifiers import queue
-from wsjax.certifiers.base import Certificate, Outcomes, Prediction
+from wsjax.certifiers.base import Certificate, Outcomes, Prediction, refuse
 from wsjax.certifiers.votes import (
     IN_FLIGHT,
     Drawing,
     VoteCertifier,
+    check_votes,
     halves,
     needed,
     share,
@@ -195,7 +196,6 @@ class VotesAtRadii(VoteCertifier):
             **super().recorded(),
             "kind": "at_radii",
             "radii": list(self.radii),
-            "most_votes": self.n0 + self.n,
         }
 
     def cells(self, certificate: Certificate) -> dict[str, Any]:
@@ -211,11 +211,20 @@ class VotesAtRadii(VoteCertifier):
         cls, rows: Mapping[str, np.ndarray], recorded: Mapping[str, Any]
     ) -> list[Outcomes]:
         """See `Certifier.outcomes`; an answer is the certified class."""
-        radii = rows["radius"]
-        if not np.isin(radii, [0.0, *recorded["radii"]]).all():
-            raise ValueError(
-                f"Radii of rows are not of the run's own, {recorded['radii']}."
-            )
+        radii, given = rows["radius"], [0.0, *recorded["radii"]]
+        check_votes(rows, recorded)
+        cast = rows["selection_votes"].sum(1) + rows["votes"].sum(1)
+        own = f"The radius of image {{idx}} is not one of the run's, {given[1:]}"
+        refuse(
+            rows,
+            {
+                own: ~np.isin(radii, given),
+                "The radius of image {idx} does not go with its class": (radii > 0)
+                != (rows["predict"] != scores.ABSTAIN),
+                "The n_used of image {idx} is not that of its votes": rows["n_used"]
+                != cast,
+            },
+        )
         return [
             Outcomes(
                 "at radii",
@@ -223,7 +232,7 @@ class VotesAtRadii(VoteCertifier):
                 radii,
                 rows["predict"],
                 rows["n_used"],
-                recorded["most_votes"],
+                recorded["n0"] + recorded["n"],
                 rows["votes"],
             )
         ]

@@ -13,6 +13,8 @@ from typing import Any, ClassVar, NamedTuple, Self
 import jax
 import numpy as np
 
+from wsjax import scores
+
 
 class Certificate(NamedTuple):
     """What a certifier found out about one image.
@@ -210,6 +212,30 @@ class Certifier(abc.ABC):
         """
 
 
+def outside(values: np.ndarray, low: float, end: float) -> np.ndarray:
+    """Where values are below `low`, or not below `end`, or NaN."""
+    return ~((values >= low) & (values < end))
+
+
+def refuse(rows: Mapping[str, np.ndarray], faults: Mapping[str, np.ndarray]) -> None:
+    """Refuses rows that have a fault.
+
+    Args:
+      rows: arrays by column.
+      faults: what each fault is, with `{idx}` for that of the first row that has it, to
+        `[N]` bool.
+
+    Raises:
+      ValueError: a row has one; the message tells the first, and how many have it.
+    """
+    for fault, wrong in faults.items():
+        if np.any(wrong):
+            first = rows["idx"][np.argmax(wrong)]
+            raise ValueError(
+                f"{fault.format(idx=first)} ({np.count_nonzero(wrong)} such rows)."
+            )
+
+
 class WithoutVotes(Certifier):
     """A kind that draws nothing: one row serves one theorem, which holds for certain."""
 
@@ -233,4 +259,8 @@ class WithoutVotes(Certifier):
     def outcomes(
         cls, rows: Mapping[str, np.ndarray], recorded: Mapping[str, Any]
     ) -> list[Outcomes]:
+        lead = scores.certified_radius(rows["lower"], rows["upper"], rows["lipschitz"])
+        certified = rows["predict"] != scores.ABSTAIN
+        wrong = certified & ~np.isclose(rows["radius"], lead, rtol=1e-9, atol=0)
+        refuse(rows, {"The radius of image {idx} is not that of its bounds": wrong})
         return [Outcomes("", rows["predict"], rows["radius"], rows["selected"])]

@@ -37,6 +37,7 @@ class PilotVotes(FixedVotes):
     _: dataclasses.KW_ONLY
     max_radius_loss: float = 0.05
 
+    exactly: ClassVar[tuple[str, ...]] = ("n0",)
     several_processes: ClassVar[bool] = False
     trigger: ClassVar[str | None] = "max_radius_loss"
     ignores: ClassVar[tuple[str, ...]] = ("groups",)

@@ -239,6 +239,8 @@ class VoteCertifier(base.Certifier):
             "ground_metric": self.smoothing.ground_metric,
             "scores": dataclasses.asdict(self.smoothing.scores),
             "alpha": self.alpha,
+            "n0": self.n0,
+            "n": self.n,
         }
 
 
@@ -271,6 +273,8 @@ class FixedVotes(VoteCertifier):
         "selection_votes": "votes",
         "votes": "votes",
     }
+    # Numbers of votes that are the same for all images.
+    exactly: ClassVar[tuple[str, ...]] = ("n0", "n")
 
     def __post_init__(self):
         super().__post_init__()
@@ -363,6 +367,7 @@ class FixedVotes(VoteCertifier):
         cls, rows: Mapping[str, np.ndarray], recorded: Mapping[str, Any]
     ) -> list[Outcomes]:
         """See `Certifier.outcomes`; Laplace votes under both of their theorems."""
+        check_votes(rows, recorded, cls.exactly)
         own = ProbabilityScores(**recorded["scores"])
         theorems = {"tight": own}
         if own.function in ("laplace", "logarithm"):
@@ -371,19 +376,16 @@ class FixedVotes(VoteCertifier):
                 "tight": dataclasses.replace(own, function="laplace"),
             }
         pairs = list(zip(rows["selection_votes"], rows["votes"]))
-        alpha = recorded["alpha"]
+        alpha, way = recorded["alpha"], recorded["use_runner_up"]
         answers = [prediction_from_votes(fresh, alpha).label for _, fresh in pairs]
 
         def under(theorem) -> tuple[np.ndarray, np.ndarray]:
             found = [
-                certificate_from_votes(
-                    *pair,
-                    theorem,
-                    alpha=alpha,
-                    use_runner_up=recorded["use_runner_up"],
-                )
+                certificate_from_votes(*pair, theorem, alpha=alpha, use_runner_up=way)
                 for pair in pairs
             ]
+            if theorem == own:
+                _check_written(rows, found, theorem.scale)
             return (
                 np.array([result.label for result in found]),
                 np.array([result.radius for result in found]),
@@ -400,6 +402,63 @@ class FixedVotes(VoteCertifier):
             )
             for bound, theorem in theorems.items()
         ]
+
+
+def check_votes(
+    rows: Mapping[str, np.ndarray],
+    recorded: Mapping[str, Any],
+    exactly: Sequence[str] = (),
+) -> None:
+    """Refuses rows that have other votes than were to be cast, or of another class.
+
+    Args:
+      rows: as in `Certifier.outcomes`.
+      recorded: see there; `n0` and `n` are the most votes.
+      exactly: which of these are the number of votes of every image.
+
+    Raises:
+      ValueError: which row, and why.
+    """
+    faults = {}
+    for column, name in (("selection_votes", "n0"), ("votes", "n")):
+        cast, number = rows[column].sum(1), recorded[name]
+        fault = f"The {column} of image {{idx}} do not add up to {name}={number}"
+        faults[fault] = (
+            cast != number if name in exactly else base.outside(cast, 1, number + 1)
+        )
+    leading = rows["selection_votes"].argmax(1)
+    fault = "The class selected for image {idx} does not lead in its selection votes"
+    base.refuse(rows, {**faults, fault: rows["selected"] != leading})
+
+
+def _check_written(rows, found, scale):
+    """Refuses rows that are not what their own votes certify, but for rounding."""
+
+    def differs(column, values, near=0.0):
+        written, expected = rows[column], np.array(values, np.float64)
+        return ~np.isclose(written, expected, rtol=1e-9, atol=near, equal_nan=True)
+
+    own = [int(c.evidence.votes[c.selected]) for c in found]
+    base.refuse(
+        rows,
+        {
+            "The votes of image {idx} do not add up to its n": rows["n"]
+            != rows["votes"].sum(1),
+            "The count of image {idx} is not that of its votes": differs("count", own),
+            "The p_lower of image {idx} is not what its votes bound": differs(
+                "p_lower", [c.evidence.p_lower for c in found]
+            ),
+            "The runner_up of image {idx} is not what its votes bound": differs(
+                "runner_up", [c.evidence.runner_up for c in found]
+            ),
+            "The class of image {idx} is not what its votes certify": differs(
+                "predict", [c.label for c in found]
+            ),
+            "The radius of image {idx} is not what its votes certify": differs(
+                "radius", [c.radius for c in found], near=1e-9 * scale
+            ),
+        },
+    )
 
 
 def needed(keys: Iterable[jax.Array] | None) -> Iterable[jax.Array]:

@@ -8,16 +8,15 @@ noise it has whole numbers, whose slopes and norms are checked in exact arithmet
 """
 
 import json
-import os
 import pathlib
 from typing import Any, NamedTuple
 
 import numpy as np
 from flax import traverse_util
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save as to_bytes
 
-from wsjax import gaussian
+from wsjax import files, gaussian
 from wsjax.certificates import ProbabilityScores
 from wsjax.network import LipschitzNetwork, Rows
 from wsjax.noise import NoiseLaw
@@ -70,7 +69,7 @@ def save(path: pathlib.Path, artefact: Artefact) -> None:
         if isinstance(value, np.ndarray)
     }
     flat = traverse_util.flatten_dict({"variables": artefact.variables}, sep="/")
-    arrays |= {key: np.ascontiguousarray(value) for key, value in flat.items()}
+    arrays |= {key: np.asarray(value, order="C") for key, value in flat.items()}
     text = {
         "format": _FORMAT,
         "law": type(artefact.law).__name__,
@@ -143,7 +142,9 @@ def load_network(
     path = pathlib.Path(path)
     arrays, text = _read(path, _NETWORK_FORMAT)
     try:
-        claim, about = json.loads(text["network"]), json.loads(text["description"])
+        claim, about = (
+            files.parse_json(text[key]) for key in ("network", "description")
+        )
         *hidden, last = (
             Rows(arrays[f"rows_{number}"], int(exponent), arrays[f"bias_{number}"])
             for number, exponent in enumerate(claim["exponents"])
@@ -158,8 +159,6 @@ def load_network(
             pieces=int(claim["pieces"]),
             ground_metric=claim["ground_metric"],
         )
-        if not isinstance(about, dict):
-            raise ValueError("its description is no object")  # noqa: TRY004
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path} is no network that certifies, or was changed ({error}) Do not "
@@ -177,13 +176,16 @@ def _check_description(path, stored, described):
 
 
 def _write(path, arrays, text):
-    temporary = pathlib.Path(path).with_suffix(".tmp")
-    try:
-        save_file(arrays, temporary, text)
-    except (SafetensorError, OSError) as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(f"{path} could not be written: {error}") from error
-    os.replace(temporary, path)
+    files.write_whole(path, _in_order(to_bytes(arrays, text)))
+
+
+def _in_order(content):
+    """The same file with its header sorted: safetensors itself shuffles the text."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    sorted_ = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+    sorted_ += b" " * (-len(sorted_) % 8)  # Arrays begin at a multiple of eight.
+    return len(sorted_).to_bytes(8, "little") + sorted_ + content[start:]
 
 
 def _read(path, expected):
@@ -197,10 +199,13 @@ def _read(path, expected):
     try:
         with safe_open(path, framework="numpy") as file:
             text = file.metadata() or {}
+            if text.get("format") != expected:
+                raise ValueError(
+                    f"its format is {text.get('format')!r}, not {expected!r}"
+                )
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if text.get("format") != expected:
-            raise ValueError(f"its format is {text.get('format')!r}, not {expected!r}")
-    except (SafetensorError, OSError, ValueError) as error:
+    # Types that NumPy lacks, such as bfloat16, are a TypeError.
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise CheckpointError(
             f"{path} is no classifier of this program, or is damaged ({error})."
         ) from error
@@ -244,12 +249,12 @@ def read(path: pathlib.Path) -> Artefact:
     try:
         law = _LAWS[text["law"]](**_below("noise/", arrays))
         about, claim, provenance = (
-            json.loads(text[key]) for key in ("description", "claim", "provenance")
+            files.parse_json(text[key])
+            for key in ("description", "claim", "provenance")
         )
-        if not (isinstance(about, dict) and isinstance(provenance, dict)):
-            raise ValueError("its description or provenance is no object")  # noqa: TRY004
-        if "smoothing" not in provenance["config"]:
-            raise ValueError("its provenance names no noise")
+        if not isinstance(provenance["config"]["smoothing"]["noise"], str):
+            raise ValueError("its provenance names no noise")  # noqa: TRY004
+        nested = _nested(_below("variables/", arrays))
         metric, claimed = str(claim["ground_metric"]), float(claim["kappa"])
         scores = gaussian_scores(law, law.image_shape, metric)
         found = 1.0 / scores.scale
@@ -262,8 +267,19 @@ def read(path: pathlib.Path) -> Artefact:
             f"{path} claims kappa={claimed!r} ({metric}), but its noise gives {found!r}. "
             f"One of the two was changed after training; do not use this file."
         )
-    nested = traverse_util.unflatten_dict(_below("variables/", arrays), sep="/")
     return Artefact(law, nested, about, scores, provenance)
+
+
+def _nested(arrays):
+    """Dicts of dicts, by the parts of names."""
+    folders = {
+        "/".join(parts[:length])
+        for parts in (name.split("/") for name in arrays)
+        for length in range(1, len(parts))
+    }
+    if clash := folders & arrays.keys():
+        raise ValueError(f"{min(clash)!r} is both an array and a group of them")
+    return traverse_util.unflatten_dict(arrays, sep="/")
 
 
 def _below(prefix, arrays):

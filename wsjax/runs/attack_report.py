@@ -1,6 +1,8 @@
 """Rows of attacks, and what is made of them: a table, curves, pictures."""
 
+import io
 import json
+import logging
 import pathlib
 from typing import Any, NamedTuple
 
@@ -8,16 +10,18 @@ import jax
 import numpy as np
 from rich.table import Table
 
-from wsjax import plots
+from wsjax import files, plots
 from wsjax.attacks import AttackResult, measure, repair
 from wsjax.attacks.registry import METHODS, Method
 from wsjax.attacks.victims import ABSTAIN, Victim
+from wsjax.certifiers.base import outside, refuse
 from wsjax.runs import config as configs
 from wsjax.runs import manifest, report
-from wsjax.runs.rows import Rows, read_rows
+from wsjax.runs.rows import Rows, RowsError
 from wsjax.transport import MASS_TOLERANCE, exact_flow
 
 TARGETS = ("base", "smoothed")
+_log = logging.getLogger("wsjax")
 
 
 class Attacked(NamedTuple):
@@ -40,6 +44,15 @@ class Attacked(NamedTuple):
     def rows(self) -> str:
         """File of the rows."""
         return f"attack_{self.method}_{self.target}.tsv"
+
+    @property
+    def entry(self) -> str:
+        """Name in `run.json`."""
+        return f"attack {self.method}"
+
+    def image(self, workdir: pathlib.Path, index: int) -> pathlib.Path:
+        """File of one adversarial image of a run directory."""
+        return workdir / self.folder / f"{index:06d}.npy"
 
     @property
     def folder(self) -> str:
@@ -72,6 +85,65 @@ COLUMNS = (
     *("success", "verified", "steps"),
     *Judgement._fields[1:],
 )
+
+
+_KINDS = {
+    **dict.fromkeys(("idx", "label", "predict", "correct"), "int"),
+    **dict.fromkeys(("success", "verified", "steps"), "int"),
+    **dict.fromkeys(("radius", "time", *Judgement._fields[1:]), "float"),
+}
+
+
+def read(workdir: pathlib.Path, case: Attacked) -> Rows:
+    """Rows of one attack on one classifier.
+
+    Raises:
+      FileNotFoundError: it has not been run there.
+      ValueError: the rows are damaged, contradict themselves, or belong to another run.
+    """
+    entry, rows = manifest.read_rows(workdir, case.entry, case.rows)
+    most = [entry.get(name) or np.inf for name in ("num_classes", "num_images")]
+    try:
+        _check(rows.arrays(_KINDS, 0), *most)
+    except ValueError as error:
+        raise RowsError(
+            f"{workdir / case.rows} is damaged: {error} Restore it, or delete these "
+            f"rows and attack these images again."
+        ) from error
+    return rows
+
+
+def _check(rows, classes, images):
+    """Refuses rows that no attack has written."""
+    label, predict, success = (rows[x] for x in ("label", "predict", "success"))
+    fooled = (success == 1) & (predict != label) & (predict != ABSTAIN)
+    lengths = ("time", "l1", "l2", "raw_l1", "raw_l2", "mass_error")
+    refuse(
+        rows,
+        {
+            "The index {idx} is that of no image": outside(rows["idx"], 0, images),
+            "The label of image {idx} is no class": outside(label, 0, classes),
+            "The answer to image {idx} is no class": outside(predict, ABSTAIN, classes),
+            "The column correct is wrong about image {idx}": rows["correct"]
+            != (predict == label),
+            "The success at image {idx} is neither 0 nor 1": outside(success, 0, 2),
+            "The column verified is wrong about image {idx}": rows["verified"]
+            != fooled,
+            "The steps at image {idx} are none": rows["steps"] < 0,
+            "The radius of image {idx} is none": ~(rows["radius"] >= 0),
+            **{
+                f"The {name} of image {{idx}} is below 0": rows[name] < 0
+                for name in lengths
+            },
+        },
+    )
+
+
+def save_image(path: pathlib.Path, image: np.ndarray) -> None:
+    """Writes an adversarial image, whole or not at all."""
+    content = io.BytesIO()
+    np.save(content, image, allow_pickle=False)
+    files.write_whole(path, content.getvalue())
 
 
 def chosen_targets(name: str, method: Method) -> tuple[str, ...]:
@@ -241,18 +313,17 @@ def show_attacks(workdir: pathlib.Path, examples: Any, pictures: int) -> None:
     """
     cases = [Attacked(method, target) for target in TARGETS for method in METHODS]
     attacked = {
-        case: read_rows(workdir / case.rows)
-        for case in cases
-        if (workdir / case.rows).exists()
+        case: read(workdir, case) for case in cases if (workdir / case.rows).exists()
     }
     attacked = {case: rows for case, rows in attacked.items() if len(rows)}
     if not attacked:
         raise FileNotFoundError(f"No attacked images in {workdir}; run attack.py.")
     report.show(attack_table(attacked), workdir / "attack_summary.txt")
     totals = {case.title: _aggregate(rows) for case, rows in attacked.items()}
-    (workdir / "attack_summary.json").write_text(json.dumps(totals, indent=2) + "\n")
-    entry = manifest.read(workdir)[f"attack {next(iter(attacked)).method}"]
-    alone = "ground_metric" in entry.get("certifier", {})  # Certifies itself.
+    text = json.dumps(totals, indent=2) + "\n"
+    files.write_whole(workdir / "attack_summary.json", text)
+    entry = manifest.read(workdir)[next(iter(attacked)).entry]
+    alone = "ground_metric" in (entry.get("certifier") or {})  # Certifies itself.
     metric = (entry["certifier"] if alone else entry["config"]["smoothing"])[
         "ground_metric"
     ]
@@ -326,7 +397,8 @@ def gaps(attacked: Rows, certificates: Rows, metric: str) -> Gaps:
 
 
 def _report_crossings(workdir, case, rows, metric, certain):
-    found = gaps(rows, read_rows(workdir / report.CERTIFICATES), metric)
+    certificates = manifest.read_rows(workdir, "certify", report.CERTIFICATES)[1]
+    found = gaps(rows, certificates, metric)
     inside, compared = found.inside, len(found.indices)
     if inside:
         excuse = (
@@ -348,7 +420,8 @@ def _report_crossings(workdir, case, rows, metric, certain):
         )
     lines = ["idx\tradius\tdistance\n"]
     lines += [f"{i}\t{r!r}\t{d!r}\n" for i, r, d in zip(*map(np.ndarray.tolist, found))]
-    (workdir / f"gaps_{case.method}_{case.target}.tsv").write_text("".join(lines))
+    name = f"gaps_{case.method}_{case.target}.tsv"
+    files.write_whole(workdir / name, "".join(lines))
 
 
 def _curve(rows, metric):
@@ -364,10 +437,16 @@ def _pictures(workdir, case, rows, examples, count):
     for place in places[:count]:
         index = rows.ints("idx")[place]
         image, label = examples[index]
-        path = workdir / case.folder / f"{index:06d}.npy"
+        path = case.image(workdir, index)
         if not path.exists():
             continue
-        moved = np.load(path, allow_pickle=False)
+        try:
+            moved = np.load(path, allow_pickle=False)
+            if moved.shape != image.shape or not np.isfinite(moved).all():
+                raise ValueError(f"an array of shape {moved.shape}")
+        except (ValueError, EOFError, TypeError) as error:
+            _log.warning("%s is no attacked image (%s); not drawn.", path, error)
+            continue
         valid = np.asarray(repair.nearest_valid(image[None], moved[None]))[0]
         title = (
             f"{label}, taken for {rows.ints('predict')[place]}\n"

@@ -1,5 +1,6 @@
 """What the scripts share: flags, and errors told in a sentence."""
 
+import contextlib
 import faulthandler
 import logging
 import os
@@ -14,6 +15,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from wsjax import files
 from wsjax.console.signals import Stopped
 from wsjax.runs import cluster
 from wsjax.runs.config import Config, resolve
@@ -39,14 +41,14 @@ def run(
     """Parses `--config`, `--config.key=value` and `--workdir`, then calls `main`.
 
     `main(config, workdir)` gets the resolved config and an existing, writable
-    directory: `--workdir`, or `runs/` and the config's name. Errors a user can do
+    directory that no other run has: `--workdir`, or `runs/` and the config's name. Errors a user can do
     something about end the program with one message; `--debug` shows where they
     came from. A run stopped by a signal ends with that signal's exit code.
 
     Args:
       main: the script.
       several_processes: whether it can be one of several (`cluster`); then `workdir`
-        exists and is writable on process 0, and no other process writes.
+        exists, is writable and locked on process 0, and no other process writes.
       counts_votes: whether votes are most of its work; JAX then gets a CPU device for
         each core.
     """
@@ -111,10 +113,12 @@ def _call(main, argv, several_processes):
             # JAX aborts processes whose others are gone, and says so: the traces of
             # all threads, which absl would print then, bury it.
             faulthandler.disable()
-        with cluster.together():
-            if cluster.leads():
-                workdir = prepare_workdir(workdir)
-        main(config, workdir.absolute())
+        with contextlib.ExitStack() as lock:
+            with cluster.together():
+                if cluster.leads():
+                    workdir = prepare_workdir(workdir)
+                    lock.enter_context(files.locked(workdir))
+            main(config, workdir.absolute())
     except Stopped as stopped:
         print(f"{stopped}; run the same command to go on.", file=sys.stderr)
         sys.exit(stopped.exit_code)

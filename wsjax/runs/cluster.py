@@ -256,13 +256,18 @@ class SharedRows:
     """
 
     def __init__(
-        self, path: pathlib.Path, columns: Sequence[str], indices: Sequence[int]
+        self,
+        path: pathlib.Path,
+        columns: Sequence[str],
+        run: str,
+        indices: Sequence[int],
     ):
         """Opens the rows on process 0, and tells the others what is left to do.
 
         Args:
           path: as in `RowWriter`.
           columns: as in `RowWriter`.
+          run: as in `RowWriter`; asked for on process 0 alone.
           indices: what to work at, the same for all processes.
 
         Raises:
@@ -273,7 +278,7 @@ class SharedRows:
         self._failure: OSError | None = None
         with together():
             if leads():
-                self._writer = RowWriter(path, columns)
+                self._writer = RowWriter(path, columns, run)
         done = self._writer.done if self._writer else ()
         left = np.array([index not in done for index in indices], np.uint8)
         if several() and left.size:

@@ -2,6 +2,8 @@
 
 One entry per script, each with the config, seed, versions, devices and data checksum.
 A script that finds an entry of its own with another config refuses to add rows to it.
+What decides about results has a digest, which rows carry (`runs.rows`): an entry that
+was lost or changed is noticed by what it belonged to.
 """
 
 import datetime
@@ -10,10 +12,14 @@ import os
 import pathlib
 import platform
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
 import jax
+
+from wsjax import files
+from wsjax.runs import rows
 
 _FILE = "run.json"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy")
@@ -53,8 +59,10 @@ def record(
     classifier: str | None = None,
     certifier: dict[str, Any] | None = None,
     num_classes: int | None = None,
+    num_images: int | None = None,
     may_differ: tuple[str, ...] = (),
-) -> None:
+    check: Callable[[str], Any] = lambda run: None,
+) -> str:
     """Writes this script's entry, or checks it against the one that is there.
 
     Args:
@@ -64,14 +72,21 @@ def record(
       data_checksum: of the data the script reads.
       classifier: fingerprint of the classifier the results are about, if any; rows of
         two classifiers must not share a file.
-      num_classes: of the classifier: bounds on the runner-up depend on it.
       certifier: what it recorded of itself; reports go by it.
+      num_classes: of the classifier: bounds on the runner-up depend on it.
+      num_images: of the data: indices of rows are below it.
       may_differ: dotted keys that do not change results (devices, block sizes).
+      check: called with the digest before anything is written; raises where the
+        directory holds results that carry another.
+
+    Returns:
+      The entry's `digest`, for the results to carry.
 
     Raises:
       ConfigMismatch: the directory holds results of this script with another config
         or other data; the message lists each difference.
       ValueError: `run.json` is damaged.
+      OSError: it cannot be written.
     """
     entry = {
         "config": config,
@@ -80,6 +95,8 @@ def record(
         "classifier": classifier,
         "certifier": certifier,
         "num_classes": num_classes,
+        "num_images": num_images,
+        "may_differ": list(may_differ),
         "versions": versions(),
         "devices": devices(),
         "command": [pathlib.Path(sys.argv[0]).name, *sys.argv[1:]],
@@ -90,12 +107,12 @@ def record(
     whole = read(workdir)
     before = whole.get(script)
     if before is not None:
-        old, new = flat(_compared(before)), flat(_compared(entry))
-        ignored = {f"config.{key}" for key in may_differ}
+        # What may differ by now: a key may have been added to these since.
+        old, new = (_compared(each, may_differ) for each in (before, entry))
         differences = [
             f"{key}: there {old.get(key)!r}, now {new.get(key)!r}"
             for key in sorted(old.keys() | new.keys())
-            if key not in ignored and old.get(key) != new.get(key)
+            if old.get(key) != new.get(key)
         ]
         if differences:
             raise ConfigMismatch(
@@ -109,11 +126,46 @@ def record(
         entry["resumed"] = history + [
             {"versions": entry["versions"], "devices": entry["devices"]}
         ]
+        # The rows that are there go by the list of their first run.
+        entry["may_differ"] = before.get("may_differ", list(may_differ))
+    run = digest(entry)
+    check(run)
     whole[script] = entry
-    path = pathlib.Path(workdir) / _FILE
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(whole, indent=2) + "\n")
-    os.replace(temporary, path)
+    text = json.dumps(whole, indent=2) + "\n"
+    files.write_whole(pathlib.Path(workdir) / _FILE, text)
+    return run
+
+
+def digest(entry: dict[str, Any]) -> str:
+    """Of all that an entry says about what results depend on; see `rows.digest`."""
+    return rows.digest(_compared(entry, entry["may_differ"]))
+
+
+def read_rows(workdir: pathlib.Path, script: str, name: str) -> tuple[dict, rows.Rows]:
+    """Rows, and the entry that they belong to.
+
+    Args:
+      workdir: a run directory.
+      script: name of the entry.
+      name: of the file.
+
+    Returns:
+      The entry and its `rows.Rows`. Those of version 0.2 do not say where they belong.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it is damaged, it has no entry, or it belongs to another one.
+    """
+    path = pathlib.Path(workdir) / name
+    if path.exists() and script not in (whole := read(workdir)):
+        raise ValueError(
+            f"{path} has no entry {script!r} in {_FILE} beside it, which says what its "
+            f"rows belong to. Restore {_FILE}, or run the script that wrote the rows "
+            f"again with the same config."
+        )
+    entry = whole[script] if path.exists() else {}
+    run = digest(entry) if "may_differ" in entry else None
+    return entry, rows.read_rows(path, run)
 
 
 def read(workdir: pathlib.Path) -> dict[str, Any]:
@@ -126,14 +178,45 @@ def read(workdir: pathlib.Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        whole = json.loads(path.read_text())
-        if not isinstance(whole, dict):
-            raise ValueError(f"a {type(whole).__name__}, no object")  # noqa: TRY004
+        whole = files.parse_json(path.read_bytes())
+        for script, entry in whole.items():
+            _check_types(script, entry)
     except ValueError as error:
         raise ValueError(
-            f"{path} is damaged ({error}); delete or restore it."
+            f"{path} is damaged ({error}). Restore it, or move it away: results that "
+            f"are there serve the config that they were made with, and no other."
         ) from error
     return whole
+
+
+_TYPES: dict[str, Any] = {
+    "config": dict,
+    "seed": int | None,
+    "data_checksum": str,
+    "classifier": str | None,
+    "certifier": dict | None,
+    "num_classes": int | None,
+    "num_images": int | None,
+    "may_differ": list,
+    "versions": dict,
+    "devices": list,
+    "command": list,
+    "started": str,
+    "resumed": list,
+    "spread": float | int | None,  # Of version 0.2.
+}
+_ALWAYS = ("config", "data_checksum", "started")
+
+
+def _check_types(script, entry):
+    if not isinstance(entry, dict):
+        raise ValueError(f"{script!r} is no object")  # noqa: TRY004
+    for key in (*_ALWAYS, *entry):
+        if key not in entry:
+            raise ValueError(f"{script!r} has no {key!r}")
+        if not isinstance(entry[key], _TYPES.get(key, object)):
+            found = str(entry[key])[:40]
+            raise ValueError(f"{key!r} of {script!r} is {found!r}")  # noqa: TRY004
 
 
 def versions() -> dict[str, str]:
@@ -155,14 +238,18 @@ def devices() -> list[str]:
     ]
 
 
-def _compared(entry):
-    """What must agree between the runs that add rows to one directory."""
-    return {
+def _compared(entry, may_differ):
+    """What must agree between the runs that add rows to one directory, by dotted key."""
+    found = {
         "config": entry["config"],
         "data": entry["data_checksum"],
         "classifier": entry.get("classifier"),
         "certifier": entry.get("certifier"),
+        "num_classes": entry.get("num_classes"),
+        "num_images": entry.get("num_images"),
     }
+    ignored = {f"config.{key}" for key in may_differ}
+    return {key: value for key, value in flat(found).items() if key not in ignored}
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -9,6 +9,7 @@ import argparse
 import io
 import json
 import pathlib
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -18,11 +19,11 @@ from numpy.typing import ArrayLike
 from rich.console import Console
 from rich.table import Table
 
-from wsjax import certificates, evaluation, plots, scores
+from wsjax import certificates, evaluation, files, plots, scores
 from wsjax.certifiers import registry
-from wsjax.certifiers.base import Certificate, Certifier, Outcomes
+from wsjax.certifiers.base import Certificate, Certifier, Outcomes, outside, refuse
 from wsjax.runs import manifest
-from wsjax.runs.rows import Rows, RowsError, read_rows
+from wsjax.runs.rows import Rows, RowsError
 
 CERTIFICATES = "certificates.tsv"
 
@@ -121,11 +122,15 @@ def read_certified(
       ValueError: no rows yet, damaged files, or no such theorem about these rows.
     """
     workdir = pathlib.Path(workdir)
-    rows = read_rows(workdir / rows_file)
-    entry = manifest.read(workdir).get(entry_name(rows_file))
-    if entry is None:
-        raise ValueError(f"{workdir} has rows but no entry of certify.py in run.json.")
-    recorded = entry.get("certifier") or _of_version_0_2(workdir, entry, rows_file)
+    entry, rows = manifest.read_rows(workdir, entry_name(rows_file), rows_file)
+    recorded = entry.get("certifier")
+    if recorded is None:
+        recorded = _of_version_0_2(workdir, entry, rows_file)
+    elif "may_differ" not in entry:
+        raise ValueError(
+            f"{workdir} was certified by a version of 0.3 in development, whose rows do "
+            f"not say what they belong to; certify it again in another --workdir."
+        )
     classes = entry.get("num_classes")
     if classes is None:
         if recorded.get("use_runner_up", "never") != "never":
@@ -134,11 +139,17 @@ def read_certified(
                 f"the runner-up depend; certify it again in another --workdir."
             )
         classes = _classes_seen(rows)
-    kind = registry.get_kind(recorded["kind"])
-    arrays = rows.arrays({**SHARED, **kind.columns}, classes)
-    if "lower" in rows.columns:
-        _check(arrays | rows.arrays(_BOUNDS, classes), workdir / rows_file)
-    found = {each.theorem: each for each in kind.outcomes(arrays, recorded)}
+    kind = registry.get_kind(recorded.get("kind", ""))
+    try:
+        bounds = _BOUNDS if "lower" in rows.columns else {}
+        arrays = rows.arrays({**SHARED, **bounds, **kind.columns}, classes)
+        _check(arrays, classes, entry.get("num_images"))
+        found = {each.theorem: each for each in kind.outcomes(arrays, recorded)}
+    except ValueError as error:
+        raise RowsError(
+            f"{workdir / rows_file} is damaged: {error} Restore it, or delete these rows "
+            f"and certify these images again."
+        ) from error
     for name in theorems or ():
         if name not in found:
             raise ValueError(
@@ -163,24 +174,49 @@ def entry_name(rows_file: str) -> str:
     return _NAMES[rows_file][0]
 
 
-def _check(arrays, path):
-    """Refuses rows whose radius is more than the numbers beside it allow."""
-    bounds = [np.where(np.isnan(arrays[b]), 0.0, arrays[b]) for b in _BOUNDS]
-    most = scores.certified_radius(*bounds)
-    wrong = np.where(
-        arrays["predict"] == scores.ABSTAIN,
-        arrays["radius"] != 0,
-        ~(arrays["radius"] <= most * (1 + 1e-9)),
+def _check(arrays, classes, images):
+    """Refuses rows that no run with so many classes and images has written."""
+    label, predict, selected = (arrays[x] for x in ("label", "predict", "selected"))
+    abstained, radius = predict == scores.ABSTAIN, arrays["radius"]
+    refuse(
+        arrays,
+        {
+            "The index {idx} is that of no image": outside(
+                arrays["idx"], 0, images or np.inf
+            ),
+            "The label of image {idx} is no class": outside(label, 0, classes),
+            "The class selected for image {idx} is none": outside(selected, 0, classes),
+            "The class of image {idx} is not the selected one": ~abstained
+            & (predict != selected),
+            "The radius of image {idx} is none": ~(radius >= 0)
+            | (abstained & (radius != 0)),
+            "The column correct is wrong about image {idx}": arrays["correct"]
+            != (predict == label),
+            "The time of image {idx} is none": outside(arrays["time"], 0, np.inf),
+        },
     )
-    if wrong.any():
-        raise RowsError(
-            f"{path}: the radius of image {arrays['idx'][wrong][0]} is not what its "
-            f"bounds certify ({int(wrong.sum())} such rows). Certify these images again."
+    if "lower" in arrays:
+        bounds = (np.where(np.isnan(arrays[b]), 0.0, arrays[b]) for b in _BOUNDS)
+        most = scores.certified_radius(*bounds)
+        # A radius among others that were asked about may be less.
+        wrong = ~abstained & ~(radius <= most * (1 + 1e-9))
+        refuse(
+            arrays, {"The radius of image {idx} is not what its bounds certify": wrong}
         )
 
 
 def _of_version_0_2(workdir, entry, rows_file):
     """What a certifier would have recorded, from a config of before there were any."""
+    try:
+        return _from_config(workdir, entry, rows_file)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"The entry of certify.py in {workdir / 'run.json'} is damaged: it lacks "
+            f"what rows of version 0.2 need ({error}). Restore the file."
+        ) from error
+
+
+def _from_config(workdir, entry, rows_file):
     settings, certify = entry["config"]["smoothing"], entry["config"]["certify"]
     named = settings["noise"] in ("flow_laplace", "flow_uniform", "pixel_laplace")
     spread = entry.get("spread") or (settings["sigma"] if named else None)
@@ -200,15 +236,16 @@ def _of_version_0_2(workdir, entry, rows_file):
         "alpha": certify["alpha"],
         "use_runner_up": {True: "always", False: "never"}.get(way, way),
         "radii": certify.get("at_radii", ()),
-        "most_votes": certify["n0"] + certify["n"],
+        "n0": certify["n0"],
+        "n": certify["n"],
     }
 
 
 def _classes_seen(rows: Rows) -> int:
     """Enough classes for all votes and labels; others change no bound on one class."""
     cells = (cell for name in ("votes", "selection_votes") for cell in rows.text(name))
-    voted = (int(pair.split(":")[0]) for cell in cells for pair in cell.split(","))
-    return 1 + max(1, int(rows.ints("label").max(initial=1)), max(voted, default=1))
+    named = [x for cell in cells for x in re.findall(r"(?:^|,)([0-9]{1,9}):", cell)]
+    return 1 + max(1, int(rows.ints("label").max(initial=1)), *map(int, named))
 
 
 def certificate_table(runs: Sequence[Certified]) -> Table:
@@ -258,7 +295,7 @@ def show(table: Table, path: pathlib.Path | None = None) -> None:
     Console(file=text, width=140).print(table)
     Console(width=None if sys.stdout.isatty() else 140).print(table)
     if path is not None:
-        path.write_text(text.getvalue())
+        files.write_whole(path, text.getvalue())
 
 
 def show_certificates(workdir: pathlib.Path, rows_file: str = CERTIFICATES) -> None:
@@ -267,7 +304,7 @@ def show_certificates(workdir: pathlib.Path, rows_file: str = CERTIFICATES) -> N
     _, name = _NAMES[rows_file]
     show(certificate_table(runs), workdir / f"{name}.txt")
     as_json = {run.name: _as_json(run) for run in runs}
-    (workdir / f"{name}.json").write_text(json.dumps(as_json, indent=2) + "\n")
+    files.write_whole(workdir / f"{name}.json", json.dumps(as_json, indent=2) + "\n")
     suffix = "" if rows_file == CERTIFICATES else f"_{name}"
     plots.accuracy_curves(
         workdir / f"certified_accuracy{suffix}.png",

@@ -2,16 +2,36 @@
 
 A run that was killed leaves at worst an unfinished last line. Opening the file again
 drops that line, hands back the rows before it, and appends after them.
+
+Every row ends with two cells of its own: `run`, a digest of what it belongs to, and
+`check`, one of that and of the row (but for `time`, which is another each time). Rows of
+another run and rows that were changed by hand are told from those of this run.
 """
 
 import contextlib
-import csv
+import hashlib
+import json
 import os
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+# Columns of the file itself, after those of its rows.
+_OWN = ("run", "check")
+# Numbers as they are written: `int` and `float` take much else, such as digits of other
+# scripts, and zeros in front.
+_INT = re.compile(r"0|-?[1-9][0-9]{0,17}")
+_FLOAT = re.compile(r"-?(0|[1-9][0-9]*)([.][0-9]+)?(e[+-]?[0-9]+)?|-?inf|nan")
+_MAYBE = re.compile(f"|{_FLOAT.pattern}")
+
+
+def digest(facts: Any) -> str:
+    """What rows belong to, in 16 characters: of plain nested values."""
+    text = json.dumps(facts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class RowsError(ValueError):
@@ -25,35 +45,28 @@ class RowWriter:
       done: `idx` of every row that was in the file when it was opened.
     """
 
-    def __init__(self, path: pathlib.Path, columns: Sequence[str]):
+    def __init__(self, path: pathlib.Path, columns: Sequence[str], run: str):
         """Opens `path`, creating it with a header if need be.
 
         Args:
           path: the file.
           columns: names; the first is "idx", an integer that is unique.
+          run: `digest` of what the rows belong to.
 
         Raises:
-          RowsError: the file has other columns or a damaged row.
+          RowsError: as `check`.
           OSError: it cannot be written.
         """
         self._path, self._columns = pathlib.Path(path), tuple(columns)
-        self.done = set()
+        self._run = run
+        found = check(self._path, columns, run)
+        self.done = {int(row[0]) for row in found.cells}
         if self._path.exists():
-            whole = _whole_lines(self._path)
-            if whole:
-                rows = _parse(self._path, whole)
-                if tuple(rows.columns) != self._columns:
-                    raise RowsError(
-                        f"{path} has columns {rows.columns}, expected "
-                        f"{list(columns)}. It is from another version; move it away "
-                        f"or choose another --workdir."
-                    )
-                self.done = {int(row[0]) for row in rows.cells}
             with self._path.open("r+b") as file:
-                file.truncate(len(whole))
+                file.truncate(len(_whole_lines(self._path)))
         self._file = self._path.open("a", newline="")
         if self._path.stat().st_size == 0:
-            self._put(self._columns)
+            self._put((*self._columns, *_OWN))
 
     def write(self, **values) -> None:
         """Appends one row; every column is named. Returns once it is handed over.
@@ -62,7 +75,9 @@ class RowWriter:
           OSError: the disk is full or gone; rows written before stay valid.
         """
         assert set(values) == set(self._columns), (set(values), self._columns)
-        self._put([_format(values[name]) for name in self._columns])
+        cells = [_format(values[name]) for name in self._columns]
+        own = (self._run, _check_of(self._run, self._columns, cells))
+        self._put((*cells, *own))
 
     def _put(self, cells):
         try:
@@ -109,11 +124,12 @@ class Rows:
     """The content of a rows file, by column.
 
     Attributes:
-      columns: names in file order.
+      columns: names in file order, without those of the file itself.
       cells: one list of strings per row.
     """
 
     def __init__(self, columns: list[str], cells: list[list[str]]):
+        """Holds them."""
         self.columns, self.cells = columns, cells
 
     def __len__(self) -> int:
@@ -132,17 +148,21 @@ class Rows:
 
     def floats(self, name: str) -> np.ndarray:
         """One column as `[rows]` float64."""
-        return self._numbers(name, float, np.float64)
+        return self._numbers(name, _FLOAT, float, np.float64)
 
     def ints(self, name: str) -> np.ndarray:
         """One column as `[rows]` int64."""
-        return self._numbers(name, int, np.int64)
+        return self._numbers(name, _INT, int, np.int64)
 
-    def _numbers(self, name, kind, dtype):
-        try:
-            return np.array([kind(cell) for cell in self.text(name)], dtype)
-        except ValueError as error:
-            raise RowsError(f"Column {name!r} is damaged: {error}.") from error
+    def _numbers(self, name, pattern, kind, dtype):
+        cells = self.text(name)
+        for row, cell in zip(self.cells, cells):
+            if not pattern.fullmatch(cell):
+                raise RowsError(
+                    f"Column {name!r} is damaged: {cell[:40]!r} at idx {row[0]} is no "
+                    f"{kind.__name__} as it would be written."
+                )
+        return np.array([kind(cell) for cell in cells], dtype)
 
     def votes(self, name: str, num_classes: int) -> np.ndarray:
         """One column of `format_votes` cells as `[rows, num_classes]` int64."""
@@ -164,27 +184,70 @@ class Rows:
         """
         read = {
             "int": self.ints,
-            "float": self.floats,
+            "float": self._never_nan,
             "maybe": lambda name: self._numbers(
-                name, lambda cell: float(cell or "nan"), np.float64
+                name, _MAYBE, lambda cell: float(cell or "nan"), np.float64
             ),
             "votes": lambda name: self.votes(name, num_classes),
             "text": lambda name: np.array(self.text(name)),
         }
         return {name: read[kind](name) for name, kind in kinds.items()}
 
+    def _never_nan(self, name):
+        found = self.floats(name)
+        if np.isnan(found).any():
+            raise RowsError(f"Column {name!r} is damaged: it has a NaN.")
+        return found
 
-def read_rows(path: pathlib.Path) -> Rows:
+
+def check(path: pathlib.Path, columns: Sequence[str], run: str) -> Rows:
+    """What a file holds already, if a run may go on with it.
+
+    Args:
+      path: the file; it need not exist.
+      columns: as in `RowWriter`.
+      run: see there.
+
+    Returns:
+      Its `Rows`; none where there is no file.
+
+    Raises:
+      RowsError: the file has other columns or a damaged row, or belongs to another run.
+    """
+    path = pathlib.Path(path)
+    whole = _whole_lines(path) if path.exists() else b""
+    if not whole:
+        return Rows(list(columns), [])
+    rows, owned = _parse(path, whole, run)
+    if rows.columns != list(columns) or not owned:
+        raise RowsError(
+            f"{path} has columns {rows.columns}, expected {[*columns, *_OWN]}. It is "
+            f"from another version; move it away or choose another --workdir."
+        )
+    return rows
+
+
+def read_rows(path: pathlib.Path, run: str | None = None) -> Rows:
     """Reads a rows file, sorted by `idx`; an unfinished last line is left out.
+
+    Args:
+      path: the file.
+      run: `digest` of what its rows have to belong to; None for any, and for files of
+        version 0.2, which do not tell.
 
     Raises:
       FileNotFoundError: there is none.
-      RowsError: it has no header or a damaged row.
+      RowsError: it has no header or a damaged row, or belongs to another run.
     """
     path = pathlib.Path(path)
     if not path.exists():
         raise FileNotFoundError(f"No rows at {path}; run the script that writes them.")
-    rows = _parse(path, _whole_lines(path))
+    rows, owned = _parse(path, _whole_lines(path), run)
+    if run is not None and not owned:
+        raise RowsError(
+            f"{path} does not say what its rows belong to; restore the file as it was "
+            f"written, or move it away and run the script again."
+        )
     rows.cells.sort(key=lambda row: int(row[0]))
     return rows
 
@@ -202,13 +265,14 @@ def parse_votes(text: str, num_classes: int) -> np.ndarray:
     """
     votes = np.zeros(num_classes, np.int64)
     try:
-        for pair in filter(None, text.split(",")):
+        for pair in text.split(",") if text else ():
             label, count = map(int, pair.split(":"))
-            if min(label, count) < 0:
-                raise ValueError(pair)
             votes[label] = count
-    except (ValueError, IndexError) as error:
-        raise RowsError(f"{text!r} are no votes of {num_classes} classes.") from error
+    except (ValueError, IndexError, OverflowError):
+        votes[:] = -1
+    # One text for one result: no signs, zeros in front, classes twice or out of order.
+    if votes.min() < 0 or format_votes(votes) != text:
+        raise RowsError(f"{text[:80]!r} are no votes of {num_classes} classes.")
     return votes
 
 
@@ -217,22 +281,56 @@ def _whole_lines(path):
     return content[: content.rfind(b"\n") + 1]
 
 
-def _parse(path, content):
-    text = content.decode(errors="replace").splitlines()
-    lines = list(csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE))
+def _parse(path, content, run=None):
+    """`Rows`, and whether they say what they belong to."""
+    # Lines end in one way only: whatever else would end one is a part of its cell.
+    text = content.decode(errors="replace").split("\n")[:-1]
+    lines = [line.split("\t") for line in text]
     if not lines or lines[0][:1] != ["idx"]:
         raise RowsError(f"{path} has no header line that begins with idx.")
     columns, cells = lines[0], lines[1:]
-    seen = set()
+    owned = columns[-len(_OWN) :] == list(_OWN)
+    kept: dict[str, list[str]] = {}
     for number, row in enumerate(cells, start=2):
-        if len(row) != len(columns) or not row[0].isdecimal() or row[0] in seen:
-            raise RowsError(
-                f"{path}, line {number} is damaged: {len(row)} cells where "
-                f"{len(columns)} belong, or a bad or repeated idx. Delete that line "
-                f"and run again."
-            )
-        seen.add(row[0])
-    return Rows(columns, cells)
+        fault = _fault(columns, row, owned, run)
+        if not fault and row[0] in kept:
+            if _timeless(columns, kept[row[0]]) == _timeless(columns, row):
+                continue  # Written twice, by two processes at once.
+            fault = "a repeated idx with another result"
+        if fault:
+            raise RowsError(f"{path}, line {number} is damaged: {fault}.")
+        kept[row[0]] = row
+    width = len(columns) - len(_OWN) * owned
+    return Rows(columns[:width], [row[:width] for row in kept.values()]), owned
+
+
+def _fault(columns, row, owned, run):
+    """What is wrong with a row, and what to do about it; "" for nothing."""
+    again = "Delete that line and run again"
+    if len(row) != len(columns):
+        return f"{len(row)} cells where {len(columns)} belong. {again}"
+    if not _INT.fullmatch(row[0]) or row[0].startswith("-"):
+        return f"{row[0][:40]!r} is no idx. {again}"
+    if not owned:
+        return ""
+    *cells, its_run, its_check = row
+    if its_check != _check_of(its_run, columns, cells):
+        return f"it was changed after it was written. {again}"
+    if run not in (None, its_run):
+        return (
+            f"it belongs to another run ({its_run}, this one is {run}): another config, "
+            f"classifier or data set, or another version. Move the file away, or choose "
+            f"another --workdir"
+        )
+    return ""
+
+
+def _timeless(columns, cells):
+    return [cell for name, cell in zip(columns, cells) if name != "time"]
+
+
+def _check_of(run, columns, cells):
+    return digest([run, _timeless(columns, cells)])
 
 
 def _format(value):

@@ -66,7 +66,8 @@ def restore(config: Config, workdir: pathlib.Path, examples: Examples) -> Traine
         finally:
             store.close()
     smooth = experiment.make_smoothing(config, examples.image_shape)
-    return Trained(models.classifier(module, variables), smooth)
+    source = path or workdir
+    return Trained(_classifier(source, module, variables, examples), smooth)
 
 
 def _from_artefact(config, workdir, examples, module):
@@ -93,7 +94,12 @@ def _from_artefact(config, workdir, examples, module):
     else:
         shape = tuple(examples.image_shape)
         smooth = smoothing.Smoothing(stored.law, stored.scores, shape)
-    return Trained(models.classifier(module, stored.variables), smooth)
+    return Trained(_classifier(path, module, stored.variables, examples), smooth)
+
+
+def _classifier(source, module, variables, examples):
+    checkpoints.check_variables(source, variables, module, examples.image_shape)
+    return models.classifier(module, variables)
 
 
 def restore_network(

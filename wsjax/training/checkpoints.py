@@ -6,8 +6,8 @@ and restoring into anything else is refused before any array is read.
 """
 
 import json
-import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from wsjax import files
 from wsjax.training.steps import TrainState
 
 _DESCRIPTION = "classifier.json"
@@ -84,7 +85,8 @@ class Checkpoints:
             restored = self._manager.restore(
                 self.latest_step, args=ocp.args.StandardRestore(abstract)
             )
-        except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
+        # Orbax and TensorStore raise whatever they like, a bare Exception included.
+        except Exception as error:
             # Without the storage specification that TensorStore appends.
             reason, _, _ = str(error).strip().partition(" [tensorstore_spec")
             raise CheckpointError(
@@ -127,12 +129,36 @@ def _with_placement(leaf):
     )
 
 
-def write_description(workdir: pathlib.Path, description: dict[str, Any]) -> None:
-    """Records what a run's checkpoints belong to; see `check_description`."""
-    path = pathlib.Path(workdir) / _DESCRIPTION
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(description, indent=2) + "\n")
-    os.replace(temporary, path)
+def write_description(
+    workdir: pathlib.Path, description: dict[str, Any], run: str
+) -> None:
+    """Records what a run's checkpoints belong to; see `check_description`, `check_run`."""
+    text = json.dumps({**description, "run": run}, indent=2) + "\n"
+    files.write_whole(pathlib.Path(workdir) / _DESCRIPTION, text)
+
+
+def check_run(workdir: pathlib.Path, run: str) -> None:
+    """Refuses to go on from checkpoints of another training run.
+
+    Args:
+      workdir: a run directory.
+      run: digest of what training depends on, as in `write_description`.
+
+    Raises:
+      CheckpointError: there are checkpoints, and they do not say that they belong to
+        this run.
+    """
+    workdir = pathlib.Path(workdir)
+    if not any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*")):
+        return
+    path = workdir / _DESCRIPTION
+    found = _read_description(path).get("run") if path.exists() else None
+    if found != run:
+        raise CheckpointError(
+            f"The checkpoints in {workdir} belong to another training run ({found}, "
+            f"this one is {run}): another config or data set, or another version. "
+            f"Choose another --workdir, or move them away."
+        )
 
 
 def check_description(workdir: pathlib.Path, description: dict[str, Any]) -> None:
@@ -153,15 +179,60 @@ def check_description(workdir: pathlib.Path, description: dict[str, Any]) -> Non
             f"train.py with this config and --workdir first, or name a published "
             f"checkpoint with --config.model.checkpoint=FILE.pth."
         )
-    try:
-        saved = json.loads(path.read_text())
-    except ValueError as error:
-        raise CheckpointError(f"{path} is damaged ({error}).") from error
+    saved = _read_description(path)
+    saved.pop("run", None)
     if wrong := differences(saved, description):
         raise CheckpointError(
             f"The classifier in {workdir} is not the one this config describes: "
             + "; ".join(wrong)
             + ". Use the config it was trained with, or another --workdir."
+        )
+
+
+def _read_description(path):
+    try:
+        return files.parse_json(path.read_bytes())
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged ({error}); restore it.") from error
+
+
+def check_variables(
+    source: str | pathlib.Path, variables: Any, module: Any, image_shape: Sequence[int]
+) -> None:
+    """Refuses variables that are not those of a module.
+
+    Args:
+      source: names where they come from.
+      variables: of a Flax module, nested dicts of arrays.
+      module: the one that shall use them.
+      image_shape: `(H, W, C)`.
+
+    Raises:
+      CheckpointError: some are missing, too many, of another shape or no numbers; the
+        message lists the first few.
+    """
+    image = jnp.zeros((1, *image_shape), jnp.float32)
+    wanted = jax.eval_shape(module.init, jax.random.key(0), image)
+    found, needed = (
+        {
+            jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+            for path, leaf in x
+        }
+        for x in map(jax.tree_util.tree_leaves_with_path, (variables, wanted))
+    )
+    wrong = [f"{name} is missing" for name in sorted(needed.keys() - found.keys())]
+    wrong += [f"{name} is too much" for name in sorted(found.keys() - needed.keys())]
+    for name in sorted(found.keys() & needed.keys()):
+        a, b = found[name], needed[name]
+        if a.shape != b.shape or np.asarray(a).dtype.kind != np.dtype(b.dtype).kind:
+            wrong.append(f"{name} is {a.dtype}{a.shape}, not {b.dtype}{b.shape}")
+        elif not np.isfinite(a).all():
+            wrong.append(f"{name} has NaN or infinite values")
+    if wrong:
+        more = f"; {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise CheckpointError(
+            f"{source} does not hold the weights of this config's model: "
+            f"{'; '.join(wrong[:5])}{more}."
         )
 
 

@@ -1,8 +1,9 @@
 """Training metrics on disk: one JSON object per line, and TensorBoard events."""
 
 import json
-import os
 import pathlib
+
+from wsjax import files
 
 
 class MetricsWriter:
@@ -16,9 +17,8 @@ class MetricsWriter:
         """Opens the files of a run directory, keeping metrics up to `resume_step`."""
         self._path = workdir / "metrics.jsonl"
         kept = [line for line in read_metrics(workdir) if line["step"] <= resume_step]
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(temporary, self._path)
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        files.write_whole(self._path, text)
         self._file = self._path.open("a")
         try:
             from tensorboardX import SummaryWriter
@@ -31,8 +31,11 @@ class MetricsWriter:
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Records scalars that belong to `step`."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise files.not_written(self._path, error) from error
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
@@ -46,12 +49,23 @@ class MetricsWriter:
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict]:
-    """Lines of `metrics.jsonl`, oldest first; an unfinished last line is left out."""
+    """Lines of `metrics.jsonl`, oldest first; an unfinished last line is left out.
+
+    Raises:
+      ValueError: a line is damaged; the message names it.
+    """
     path = workdir / "metrics.jsonl"
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text().splitlines(keepends=True):
-        if line.endswith("\n"):
-            rows.append(json.loads(line))
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            row = files.parse_json(line)
+            if type(row.get("step")) is not int:
+                raise ValueError(f"its step is {row.get('step')!r}")
+        except ValueError as error:
+            raise ValueError(
+                f"{path}, line {number} is damaged ({error}); delete that line."
+            ) from error
+        rows.append(row)
     return rows
