@@ -47,6 +47,29 @@ rows.RowWriter.write = write_and_stop
 """
 
 
+# Waits, as it has written a row, until certain files are there.
+WAITING = """
+import pathlib, time
+from wsjax.runs import rows
+write = rows.RowWriter.write
+
+def write_and_wait(self, **values):
+    write(self, **values)
+    while not all(pathlib.Path(end).exists() for end in {ends}):
+        time.sleep(0.05)
+
+rows.RowWriter.write = write_and_wait
+"""
+# Begins once there are rows, and leaves a file at the end.
+LATE = """
+import atexit, pathlib, time
+
+atexit.register(pathlib.Path({end!r}).touch)
+while not pathlib.Path({rows!r}).exists():
+    time.sleep(0.05)
+"""
+
+
 class ScriptsTest(chex.TestCase):
     """One training run; its test images certified at once, and in two parts."""
 
@@ -191,12 +214,76 @@ class ScriptsTest(chex.TestCase):
         )
         # The rows from before the signal are still the same, first in the file.
         kept = (self.parts / "certificates.tsv").read_text().splitlines()[1:4]
-        self.assertEqual([line.split("\t") for line in kept], self.stopped_rows.cells)
+        # Without what a row says of itself.
+        cells = [line.split("\t")[:-2] for line in kept]
+        self.assertEqual(cells, self.stopped_rows.cells)
 
     def test_trained_is_read_and_left_alone(self):
         self.assertFalse((self.parts / "checkpoints").exists())
         self.assertNotIn("certify.py", manifest.read(self.parts))
         self.assertNotIn("train", manifest.read(self.parts))
+
+    def test_a_run_directory_is_for_one_process(self):
+        workdir = self.folder / "busy"
+        shutil.copytree(self.whole, workdir)
+        (workdir / "certificates.tsv").unlink()
+        scripts = ("train.py", "certify.py", "attack.py")
+        holder, *others = tiny_runs.run_together(
+            [
+                tiny_runs.Forked(
+                    "certify.py",
+                    self.arguments(workdir),
+                    WAITING.format(ends=[str(self.folder / x) for x in scripts]),
+                ),
+                *(
+                    tiny_runs.Forked(
+                        script,
+                        self.arguments(workdir),
+                        LATE.format(
+                            rows=str(workdir / "certificates.tsv"),
+                            end=str(self.folder / script),
+                        ),
+                    )
+                    for script in scripts
+                ),
+            ]
+        )
+        self.assertEqual(holder[0], 0, holder)
+        for code, out, err in others:
+            self.assertEqual(code, 1, err)
+            self.assertRegex(
+                err,
+                rf"error: {workdir} is in use by certify.py, process \d+ on \S+ since .* "
+                r"wait for its end, stop it, or choose another --workdir",
+            )
+            self.assertNotIn("Traceback", out + err)
+        self.assert_same_rows_apart_from_time(self.rows(workdir), self.rows(self.whole))
+        self.assertFalse((workdir / ".lock").exists())
+
+    def test_results_that_lost_their_entry_serve_their_own_config_alone(self):
+        workdir = self.folder / "orphaned"
+        shutil.copytree(self.whole, workdir)
+        entry = workdir / "run.json"
+        entry.unlink()
+        rate = "--config.train.learning_rate=0.05"
+        louder = "--config.smoothing.sigma=0.1"
+        cases = {
+            "certificates.tsv, line 2 is damaged: it belongs to another run": (
+                *("certify.py", louder),
+            ),
+            "belong to another training run": ("train.py", rate),
+        }
+        for message, (script, change) in cases.items():
+            code, out, err = self.run_script(script, workdir, change)
+            self.assertEqual(code, 1)
+            self.assertIn(message, err)
+            self.assertNotIn("Traceback", out + err)
+            self.assertFalse(entry.exists())
+        for script in ("train.py", "certify.py"):
+            code, _, err = self.run_script(script, workdir)
+            self.assertEqual(code, 0, err)
+        rows = (workdir / "certificates.tsv").read_bytes()
+        self.assertEqual(rows, self.whole_rows)
 
     def test_report_overlays_runs(self):
         figure = self.folder / "both.png"
