@@ -137,6 +137,12 @@ class ResolveTest(chex.TestCase):
         ("no_truth", {"train": {"noisy": "False"}}, "noisy='False' .*type bool"),
         ("default", {"train": {"momentum": "high"}}, "momentum='high' .*type float"),
         ("seed", {"seed": 0.5}, "config.seed=0.5 should be of type int"),
+        ("seed_below", {"seed": -1}, "config.seed=-1 is no whole number from 0 to 42"),
+        (
+            "seed_beyond",
+            {"seed": 2**32},
+            "config.seed=4294967296 is no .* another name",
+        ),
         ("no_block", {"train": 3}, "config.train should be a block of settings, got 3"),
     )
     def test_refuses(self, blocks, message):

@@ -9,7 +9,7 @@ from absl.testing import absltest, parameterized
 
 from wsjax import fast_random, make_key
 
-SEEDS = (0, 1, 42, -1, -5, 2**31 - 1, 2**31, 2**32 - 1, 2**40 + 3, 2**63 - 1)
+SEEDS = (0, 1, 42, 2**31 - 1, 2**31, 2**32 - 1)
 # Odd and even sizes, no axis, an empty axis, more axes than two.
 SHAPES = ((), (7,), (3, 4), (2, 1, 5, 3), (3, 0, 2))
 
@@ -38,9 +38,16 @@ class FastRandomTest(parameterized.TestCase):
             jax.random.key_data(fast), jax.random.key_data(default)
         )
 
-    @parameterized.parameters(0, -1, 2**40 + 3)
+    @parameterized.parameters(0, 2**32 - 1, np.int64(7))
     def test_every_seed_gives_the_same_numbers(self, seed):
         self.assert_same(lambda key: jax.random.bits(key, (5,)), seed)
+
+    @parameterized.parameters(-1, 2**32, 2**40 + 3, 0.0, True, "0", None)
+    def test_seeds_that_are_others_under_another_name_are_refused(self, seed):
+        with self.assertRaisesRegex(
+            ValueError, f"seed={seed!r} is no whole .*4294967295"
+        ):
+            make_key(seed)
 
     @parameterized.parameters(*SHAPES)
     def test_bits_of_every_shape(self, *shape):

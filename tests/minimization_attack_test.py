@@ -52,6 +52,10 @@ class WassersteinAttackTest(chex.TestCase):
         np.testing.assert_array_equal(one[2], expected[1])
         np.testing.assert_array_equal(one[1], clipped[1])
 
+    def test_seeds_have_one_name(self):
+        with self.assertRaisesRegex(ValueError, "seed=4294967296 is no whole number"):
+            WassersteinAttack(seed=2**32)
+
     def test_criteria(self):
         inputs, labels = images()
         wrapped = types.SimpleNamespace(raw=labels)

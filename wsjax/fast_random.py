@@ -25,15 +25,40 @@ def make_key(seed: int) -> jax.Array:
     """The key `jax.random.key(seed)`, with the fastest equal generator in place.
 
     Args:
-      seed: Python integer.
+      seed: whole number from 0 to 2^32 - 1.
 
     Returns:
       A scalar typed key. Bits drawn from it equal those of `jax.random.key(seed)`
       under JAX's default settings, whatever the backend.
+
+    Raises:
+      ValueError: as `check_seed`.
     """
+    seed = check_seed(seed)
     if jax.default_backend() == "cpu":
         return jax.random.key(seed, impl=_UNROLLED)
     return jax.random.key(seed, impl=_THREEFRY)
+
+
+def check_seed(seed: int) -> int:
+    """Makes sure that no other seed means the same.
+
+    Args:
+      seed: of a key. JAX takes it modulo 2^32 (or 2^64, with 64-bit types).
+
+    Returns:
+      The seed.
+
+    Raises:
+      ValueError: it is no whole number from 0 to 2^32 - 1.
+    """
+    whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
+    if not whole or not 0 <= seed < 2**32:
+        raise ValueError(
+            f"seed={seed!r} is no whole number from 0 to 4294967295: keys have 32 bits "
+            f"of a seed, and others would be one of these under another name."
+        )
+    return int(seed)
 
 
 def bits_at(key: jax.Array, positions: np.ndarray, bit_width: int = 32) -> jax.Array:

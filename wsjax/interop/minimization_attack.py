@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from wsjax.attacks.flow import FlowAttack, flow_attack
+from wsjax.fast_random import check_seed, make_key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +25,7 @@ class WassersteinAttack:
 
     Attributes:
       settings: of the attack; a fixed radius is given by `epsilons` instead.
-      seed: of random starts.
+      seed: of random starts, as for `make_key`.
     """
 
     settings: FlowAttack = dataclasses.field(default_factory=FlowAttack)
@@ -36,6 +37,7 @@ class WassersteinAttack:
                 f"settings.radius={self.settings.radius} fixes one radius; leave it 0 "
                 f"and pass epsilons when calling."
             )
+        check_seed(self.seed)
 
     def __call__(
         self,
@@ -73,7 +75,7 @@ class WassersteinAttack:
             inputs,
             labels,
             model,
-            key=jax.random.key(self.seed),
+            key=make_key(self.seed),
             settings=dataclasses.replace(self.settings, targeted=targeted),
         )
         raw, distance = found.adversarial, found.epsilon

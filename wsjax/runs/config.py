@@ -16,6 +16,7 @@ from ml_collections import config_dict
 
 from wsjax.attacks.registry import METHODS
 from wsjax.certifiers.registry import KINDS, get_kind
+from wsjax.fast_random import check_seed
 from wsjax.training.objectives import Objective
 
 _T = TypeVar("_T")
@@ -313,7 +314,12 @@ def resolve(config: ml_collections.ConfigDict | dict[str, Any]) -> Config:
     made["certify"] = _of_one_kind(found["certify"])
     settings = {name: found["attack"][name] for name in METHODS}
     made["attack"] = pick(AttackBlock, found["attack"], settings=settings)
-    return Config(_of_type(given.get("seed", 0), 0, "config.seed"), made)
+    seed = _of_type(given.get("seed", 0), 0, "config.seed")
+    try:
+        check_seed(seed)
+    except ValueError as error:
+        raise ConfigError(f"config.{error}") from error
+    return Config(seed, made)
 
 
 def pick(function: Callable[..., _T], *blocks: Any, **more: Any) -> _T:
