@@ -13,13 +13,13 @@ from absl.testing import absltest, parameterized
 
 from wsjax import ABSTAIN, exact_distance, make_smoothing
 from wsjax.attacks import AttackResult, Victim, registry, smoothed
-from wsjax.runs import attack_report, report, rows, streams
+from wsjax.runs import attack_report, manifest, report, rows, streams
 
 
 def table(folder, name, columns, entries):
     """A rows file with these values and zeros in the other columns, read back."""
     path = folder / name
-    with rows.RowWriter(path, columns) as writer:
+    with rows.RowWriter(path, columns, "run") as writer:
         for entry in entries:
             writer.write(**{**dict.fromkeys(columns, 0), **entry})
     return rows.read_rows(path)
@@ -81,6 +81,76 @@ class CrossingsTest(parameterized.TestCase):
         attacks = [{"idx": 0, "verified": 1, "l1": 0.01, "l2": 0.01, **attack}]
         certificates = [{"idx": 0, "label": 4, "predict": 4, "radius": 0.1, **row}]
         self.assertEqual(self.crossings(attacks, certificates), ([], 0))
+
+
+class ReadTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        folder = self.enter_context(tempfile.TemporaryDirectory())
+        self.folder = pathlib.Path(folder)
+        self.case = attack_report.Attacked("flow", "base")
+        self.run = manifest.record(
+            self.folder,
+            self.case.entry,
+            {},
+            data_checksum="abc",
+            num_classes=10,
+            num_images=20,
+        )
+
+    def write(self, run, **changes):
+        row = dict.fromkeys(attack_report.COLUMNS, 0.0)
+        row |= {"idx": 3, "label": 4, "predict": 5, "correct": 0, "success": 1}
+        row |= {"verified": 1, "steps": 7, "radius": 0.5, "l1": 0.5, "l2": 0.4}
+        path = self.folder / self.case.rows
+        with rows.RowWriter(path, attack_report.COLUMNS, run) as writer:
+            writer.write(**row | changes)
+
+    def test_good_rows(self):
+        self.write(self.run)
+        self.write(self.run, idx=4, predict=ABSTAIN, verified=0, l1=np.inf)
+        self.write(self.run, idx=5, predict=4, correct=1, verified=0, success=0)
+        found = attack_report.read(self.folder, self.case)
+        self.assertEqual(found.ints("idx").tolist(), [3, 4, 5])
+
+    @parameterized.parameters(
+        ("idx", 20), ("label", 10), ("label", -1), ("predict", 10), ("predict", -2),
+        ("predict", 4), ("correct", 1), ("success", 2), ("success", 0), ("verified", 0),
+        ("steps", -1), ("radius", -0.5), ("l1", -0.5), ("l2", -1.0), ("time", -1.0),
+        ("radius", np.nan), ("l2", np.nan), ("mass_error", -0.1),
+    )  # fmt: skip
+    def test_rows_that_contradict_themselves_are_refused(self, column, value):
+        self.write(self.run, **{column: value})
+        with self.assertRaisesRegex(rows.RowsError, f"{self.case.rows} is damaged: "):
+            attack_report.read(self.folder, self.case)
+
+    def test_rows_of_another_run_or_of_none_are_refused(self):
+        self.write("other")
+        with self.assertRaisesRegex(rows.RowsError, "belongs to another run"):
+            attack_report.read(self.folder, self.case)
+        (self.folder / "run.json").unlink()
+        with self.assertRaisesRegex(ValueError, "no entry 'attack flow' in run.json"):
+            attack_report.read(self.folder, self.case)
+
+    @parameterized.parameters(b"", b"x", b"\x93NUMPY\x01\x00", None)
+    def test_a_damaged_picture_is_left_out(self, content):
+        self.write(self.run)
+        path = self.case.image(self.folder, 3)
+        path.parent.mkdir()
+        image = np.full((4, 5, 1), 0.05, np.float32)
+        if content is None:
+            attack_report.save_image(path, image[:2])
+        else:
+            path.write_bytes(content)
+        found = attack_report.read(self.folder, self.case)
+        examples = {3: (image, 4)}
+        with self.assertLogs("wsjax", "WARNING") as logs:
+            drawn = attack_report._pictures(self.folder, self.case, found, examples, 1)
+        self.assertEqual(drawn, [])
+        self.assertIn("000003.npy is no attacked image", logs.output[0])
+        attack_report.save_image(path, image)
+        (drawn,) = attack_report._pictures(self.folder, self.case, found, examples, 1)
+        np.testing.assert_array_equal(drawn.adversarial, image)
 
 
 class JudgeTest(parameterized.TestCase):
@@ -247,6 +317,7 @@ class ScriptTest(parameterized.TestCase):
             self.script.attack(
                 self.folder,
                 case,
+                "run",
                 run,
                 None,
                 Examples({index: (image, 1) for index, image in images.items()}),

@@ -1,5 +1,6 @@
 """Tests of wsjax.training.checkpoints, and of restoring classifiers from them."""
 
+import errno
 import gc
 import os
 import pathlib
@@ -200,6 +201,27 @@ class CheckpointsTest(chex.TestCase):
             self.assertRaisesRegex(checkpoints.CheckpointError, r"damaged \(cut\)"),
         ):
             self.restore(state_like())
+
+    @parameterized.parameters(
+        (
+            ValueError("RESOURCE_EXHAUSTED: No space left on device [x]"),
+            "No space left",
+        ),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "quota exceeded"),
+        (Exception("odd\nand long"), "odd"),
+    )
+    def test_what_cannot_be_written_is_named(self, error, message):
+        kept = checkpoints.Checkpoints(self.folder)
+        with (
+            mock.patch.object(ocp.CheckpointManager, "save", side_effect=error),
+            self.assertRaisesRegex(
+                OSError, rf"checkpoints/8 could not .*{message}.*; mak"
+            ),
+        ):
+            kept.save(random_state(8))
+        with mock.patch.object(ocp.CheckpointManager, "close", side_effect=error):
+            kept.close()
+        chex.assert_trees_all_equal(self.restore(state_like()), self.state)
 
     @parameterized.named_parameters(
         ("widths", {"widths": [2, 4]}),

@@ -241,9 +241,14 @@ NearestNeighbours.certify_each = tell
         other = {"more": ["--config.certify.n=500", "--config.data.dir=elsewhere"]}
         with self.subTest("another config"):
             results = self.run_group("disagree", {}, other)
-            message = "Process 1 differs from process 0: config.certify.n is 500, there"
+            message = (
+                "Process 1 differs from process 0: certifier.n is 500, there 400; "
+            )
             self.assertEqual([code for code, *_ in results], [1, 1], results)
-            self.assert_says(f"error: {message} 400. Start all", results)
+            self.assert_says(
+                f"error: {message}config.certify.n is 500, there 400. Start all",
+                results,
+            )
         with self.subTest("no classifier"):
             results = self.run_group("disagree", {}, {"more": ["--trained=/nowhere"]})
             self.assertEqual([code for code, *_ in results], [1, 1], results)
@@ -336,7 +341,7 @@ class OneProcessTest(parameterized.TestCase):
             self.assertEqual(rows.todo, [0, 1, 2, 3])
             self.assertEqual(list(rows.until_stopped(rows.todo, 2)), rows.todo)
             rows.write(idx=2, x=5)
-        again = cluster.SharedRows(path, ("idx", "x"), range(4))
+        again = cluster.SharedRows(path, ("idx", "x"), "", range(4))
         with again:
             self.assertEqual(again.todo, [0, 1, 3])
         self.assertEqual(read_rows(path).ints("x").tolist(), [5])

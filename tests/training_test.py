@@ -1,5 +1,6 @@
 """Tests of wsjax.training: steps, optimizers, and the loop around them."""
 
+import errno
 import logging
 import pathlib
 import tempfile
@@ -18,7 +19,7 @@ from wsjax.console import signals
 from wsjax.data import dataset
 from wsjax.data.batches import epoch_batches
 from wsjax.training import checkpoints, loop, optimizers, steps
-from wsjax.training.metrics import read_metrics
+from wsjax.training.metrics import MetricsWriter, read_metrics
 
 
 def jitter(key, image):
@@ -288,6 +289,57 @@ class LoopTest(chex.TestCase):
             (self.folder / "metrics.jsonl").write_text(text[:size])
             self.assertEqual(read_metrics(self.folder), [{"step": 1, "loss": 0.5}])
         self.assertEqual(read_metrics(self.folder / "elsewhere"), [])
+
+    def test_damaged_metrics_are_named(self):
+        good = b'{"step": 1}\n'
+        for bad in (
+            b"",
+            b"[]",
+            b"{",
+            b'{"a": 1}',
+            b'{"step": "1"}',
+            b"\xff",
+            10**5 * b"[",
+        ):
+            (self.folder / "metrics.jsonl").write_bytes(good + bad + b"\n" + good)
+            with self.assertRaisesRegex(
+                ValueError, r"metrics.jsonl, line 2 is damaged .*delete that line"
+            ):
+                read_metrics(self.folder)
+
+    def test_a_full_disk_is_told_and_hangs_nothing(self):
+        full = OSError(errno.ENOSPC, "No space left on device")
+        for broken in ("_file", "_board"):
+            folder = self.folder / broken
+            folder.mkdir()
+            writer = MetricsWriter(folder, 0)
+            failing = mock.Mock(write=mock.Mock(side_effect=full))
+            with mock.patch.object(writer, broken, failing):
+                for step in range(20):
+                    with self.assertRaisesRegex(
+                        OSError, "metrics.jsonl could not be wr"
+                    ):
+                        writer.write(step, {"loss": 0.5})
+            writer.close()
+
+    def test_tensorboard_gets_what_the_file_gets(self):
+        from tensorboardX.proto import event_pb2
+
+        writer = MetricsWriter(self.folder, 3)
+        writer.write(4, {"loss": 0.5, "accuracy": 0.25})
+        writer.close()
+        (path,) = (self.folder / "tensorboard").iterdir()
+        content, events = path.read_bytes(), []
+        while content:  # Length, checksum, event, checksum.
+            size = int.from_bytes(content[:8], "little")
+            events.append(event_pb2.Event.FromString(content[12 : 12 + size]))
+            content = content[16 + size :]
+        _, start, *written = events
+        self.assertEqual((start.step, start.session_log.status), (4, 1))
+        found = [
+            (e.step, v.tag, v.simple_value) for e in written for v in e.summary.value
+        ]
+        self.assertEqual(found, [(4, "loss", 0.5), (4, "accuracy", 0.25)])
 
     def test_measures_the_share_of_all_test_images(self):
         # 30 images in batches of 500: the padding must count for nothing.

@@ -13,7 +13,6 @@ tfds' default, does.
 """
 
 import hashlib
-import json
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from wsjax import files
 from wsjax.data.dataset import Dataset, make_dataset
 from wsjax.data.known import KNOWN, whose_arrays
 
@@ -193,16 +193,30 @@ def _file_format(folder: pathlib.Path) -> str:
 
 
 def _read_info(folder: pathlib.Path) -> dict:
-    return json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))
+    path = folder / "dataset_info.json"
+    try:
+        return files.parse_json(path.read_bytes())
+    except ValueError as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path, error):
+    return ValueError(f"{path} is damaged ({error}); prepare the data set again.")
 
 
 def _num_records(folder: pathlib.Path, split: str) -> int:
-    splits = {each["name"]: each for each in _read_info(folder).get("splits", [])}
-    if split not in splits:
+    info = _read_info(folder).get("splits", [])
+    try:
+        lengths = {
+            each["name"]: sum(map(int, each.get("shardLengths", []))) for each in info
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(folder / "dataset_info.json", repr(error)) from error
+    if split not in lengths:
         raise ValueError(
-            f"{folder} has no split {split!r}, only {', '.join(splits) or 'none'}."
+            f"{folder} has no split {split!r}, only {', '.join(lengths) or 'none'}."
         )
-    return sum(int(length) for length in splits[split].get("shardLengths", []))
+    return lengths[split]
 
 
 def _version(folder: pathlib.Path) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ import logging
 import os
 import pathlib
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -159,13 +160,25 @@ def default_workdir(config_path: str) -> pathlib.Path:
 
 
 def _quiet_libraries():
-    """Our own messages only: checkpointing alone logs a dozen lines per save."""
-    absl_logging.set_verbosity(absl_logging.ERROR)
+    """Our own messages only: checkpointing alone logs a dozen lines per save.
+
+    What fails in a thread of a library is raised where it is waited for, in a sentence.
+    """
+    if not _DEBUG.value:
+        absl_logging.set_verbosity(absl_logging.FATAL)
+        threading.excepthook = lambda _: None
+        sys.excepthook = _except_late_answers
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("wsjax")
     logger.handlers, logger.propagate = [handler], False
     logger.setLevel(logging.INFO)
+
+
+def _except_late_answers(kind, error, trace):
+    # TensorStore's, when a checkpoint could not be written and nobody waits any more.
+    if str(error) != "Event loop is closed":
+        sys.__excepthook__(kind, error, trace)
 
 
 def _sentence(error):

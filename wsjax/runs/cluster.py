@@ -211,8 +211,7 @@ def check_agreement(config: dict[str, Any], **facts: Any) -> None:
     if not several():
         return
     known = {
-        **{f"config.{key}": value for key, value in manifest.flat(config).items()},
-        **facts,
+        **manifest.flat({"config": config, **facts}),
         **{f"version of {k}": v for k, v in manifest.versions().items()},
         "64-bit types": jax.config.read("jax_enable_x64"),
         "kind of device": jax.local_devices()[0].device_kind,

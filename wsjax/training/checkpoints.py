@@ -5,7 +5,10 @@ not at all. Beside the arrays lies what they belong to (model, data set, image s
 and restoring into anything else is refused before any array is read.
 """
 
+import contextlib
+import errno
 import json
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -55,11 +58,25 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, state: TrainState) -> None:
-        """Writes a state under its step; returns once it is on disk."""
+        """Writes a state under its step; returns once it is on disk.
+
+        Raises:
+          OSError: the disk is full or cannot be written; those before are kept.
+        """
         step = int(state.step)
-        if self.latest_step != step:
+        if self.latest_step == step:
+            return
+        try:
             self._manager.save(step, args=ocp.args.StandardSave(state))
             self._manager.wait_until_finished()
+        # TensorStore's errors are ValueErrors, and others of Orbax a bare Exception.
+        except Exception as error:
+            if not isinstance(error, OSError):
+                full = "No space left on device" in str(error)
+                number = errno.ENOSPC if full else errno.EIO
+                error = OSError(number, os.strerror(number) if full else _reason(error))
+            path = self._manager.directory / str(step)
+            raise files.not_written(path, error) from error
 
     def restore(self, like: TrainState) -> TrainState:
         """Reads the newest checkpoint into the structure of `like`.
@@ -87,12 +104,10 @@ class Checkpoints:
             )
         # Orbax and TensorStore raise whatever they like, a bare Exception included.
         except Exception as error:
-            # Without the storage specification that TensorStore appends.
-            reason, _, _ = str(error).strip().partition(" [tensorstore_spec")
             raise CheckpointError(
                 f"The checkpoint of step {self.latest_step} in "
                 f"{self._manager.directory} does not fit this config's model or "
-                f"optimizer, or is damaged ({reason.partition(chr(10))[0]}). If it is "
+                f"optimizer, or is damaged ({_reason(error)}). If it is "
                 f"damaged, delete the folder {self.latest_step} there and run "
                 f"train.py again."
             ) from error
@@ -113,8 +128,15 @@ class Checkpoints:
         )
 
     def close(self) -> None:
-        """Waits for pending writes and closes."""
-        self._manager.close()
+        """Closes; what could not be written, `save` has told."""
+        with contextlib.suppress(Exception):
+            self._manager.close()
+
+
+def _reason(error):
+    """One line, without the storage specification that TensorStore appends."""
+    reason, _, _ = str(error).strip().partition(" [tensorstore_spec")
+    return reason.partition("\n")[0]
 
 
 def _placement(leaf):

@@ -1,7 +1,9 @@
 """Training metrics on disk: one JSON object per line, and TensorBoard events."""
 
+import contextlib
 import json
 import pathlib
+import time
 
 from wsjax import files
 
@@ -20,32 +22,58 @@ class MetricsWriter:
         text = "".join(json.dumps(line) + "\n" for line in kept)
         files.write_whole(self._path, text)
         self._file = self._path.open("a")
+        self._board: _Board | None
         try:
-            from tensorboardX import SummaryWriter
+            self._board = _Board(workdir / "tensorboard", purge_step=resume_step + 1)
         except ImportError:
             self._board = None
-        else:
-            self._board = SummaryWriter(
-                str(workdir / "tensorboard"), purge_step=resume_step + 1
-            )
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Records scalars that belong to `step`."""
         try:
             self._file.write(json.dumps({"step": step, **values}) + "\n")
             self._file.flush()
+            if self._board is not None:
+                self._board.write(step, values)
         except OSError as error:
             raise files.not_written(self._path, error) from error
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
-            self._board.flush()
 
     def close(self) -> None:
-        """Closes both."""
-        self._file.close()
+        """Closes both; what could not be written, `write` has told."""
+        with contextlib.suppress(OSError):
+            self._file.close()
         if self._board is not None:
-            self._board.close()
+            with contextlib.suppress(OSError):
+                self._board.close()
+
+
+class _Board:
+    """Events for TensorBoard.
+
+    What `tensorboardX.SummaryWriter` does, without its thread: that dies on a full disk,
+    and the next writes would wait for it forever.
+    """
+
+    def __init__(self, folder, purge_step):
+        from tensorboardX import event_file_writer, summary
+        from tensorboardX.proto import event_pb2
+
+        folder.mkdir(exist_ok=True)
+        self._file = event_file_writer.EventsWriter(str(folder / "events"))
+        self._scalar, self._event = summary.scalar, event_pb2.Event
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._put(purge_step, session_log=start)
+
+    def _put(self, step, **content):
+        self._file.write_event(self._event(wall_time=time.time(), step=step, **content))
+
+    def write(self, step, values):
+        for name, value in values.items():
+            self._put(step, summary=self._scalar(name, value))
+        self._file.flush()
+
+    def close(self):
+        self._file.close()
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict]:
