@@ -192,6 +192,17 @@ class TfdsSourceTest(parameterized.TestCase):
         with self.assertRaisesRegex(ImportError, r"wsjax\[tfds\]"):
             self.load("mnist", "test")
 
+    @parameterized.parameters(
+        *("", "[]", "{", 10**5 * "[", '{"splits": 3}', '{"splits": [3]}'),
+        '{"splits": [{"name": "test", "shardLengths": ["x"]}]}',
+    )
+    def test_a_damaged_description_is_named(self, text):
+        self.set_format("array_record")
+        path = self.dir / "mnist" / "3.0.1" / "dataset_info.json"
+        path.write_text(text)
+        with self.assertRaisesRegex(ValueError, "dataset_info.json is damaged"):
+            tfds_source._num_records(path.parent, "test")
+
     def set_format(self, file_format):
         """Prepares MNIST, then claims another format for it."""
         prepare(self.dir, "mnist", self.arrays["mnist"])
