@@ -122,11 +122,16 @@ class RowsTest(absltest.TestCase):
         found = list(certifier.certify_each(images))
         for certificate in found:
             self.assertEqual(set(certifier.cells(certificate)), set(certifier.columns))
+        shared = ("lower", "upper", "lipschitz", "radius", "selected")
         rows = {
+            **{
+                name: np.array([getattr(each, name) for each in found])
+                for name in shared
+            },
+            "idx": np.arange(3),
             "predict": np.array([each.label for each in found]),
-            "radius": np.array([each.radius for each in found]),
-            "selected": np.array([each.selected for each in found]),
         }
+        self.assertGreater(rows["radius"].max(), 0)
         recorded = certifier.recorded()
         kind = registry.get_kind(recorded["kind"])
         (outcomes,) = kind.outcomes(rows, recorded)
@@ -134,6 +139,8 @@ class RowsTest(absltest.TestCase):
         np.testing.assert_array_equal(outcomes.labels, rows["predict"])
         np.testing.assert_array_equal(outcomes.predictions, rows["selected"])
         self.assertIsNone(outcomes.passes)
+        with self.assertRaisesRegex(ValueError, "image 1 is not that of its bounds"):
+            kind.outcomes(rows | {"radius": rows["radius"] * [1, 2, 1]}, recorded)
         self.assertEqual(
             set(kind.settings()), {"neighbours", "softness", "ground_metric"}
         )
