@@ -1,6 +1,7 @@
 """Tests of wsjax.attacks.flow."""
 
 import dataclasses
+import functools
 
 import chex
 import jax
@@ -82,6 +83,50 @@ class FlowAttackTest(chex.TestCase):
         self.assertLess((exact / least[possible]).max(), factor)
         answers = np.argmax(classifier(weights)(result.adversarial), -1)
         np.testing.assert_array_equal(answers != labels, result.verified)
+
+    def test_the_unit_of_the_logits_does_not_matter(self):
+        images, labels, weights = linear_case(0, 4)
+        # Three classes, so that there is a scale between them to be lost.
+        settings = dataclasses.replace(SETTINGS, max_steps=10)
+
+        def outputs(kind, unit, weights, points):
+            logits = linear_logits(weights, points)
+            third = jnp.sin(9 * points).sum((1, 2, 3))[:, None]
+            logits = jnp.concatenate([logits, third], 1)
+            return kind(logits) * unit
+
+        def found(kind, unit):
+            name = jax.tree_util.Partial(
+                functools.partial(outputs, kind), np.float32(unit), weights
+            )
+            return flow_attack(images, labels, name, settings=settings).epsilon
+
+        expected = found(jnp.array, 1.0)
+        self.assertTrue(np.isfinite(expected).all())
+        for unit in (1e-30, 1e-20, 1e20, 1e25):
+            np.testing.assert_allclose(found(jnp.array, unit), expected, rtol=1e-3)
+        np.testing.assert_allclose(found(jax.nn.softmax, 1.0), expected, rtol=1e-3)
+
+    def test_a_step_where_there_is_no_slope_stays(self):
+        # Of so much mass that a step over the least number is infinite.
+        images, labels = np.ones((1, 20, 20, 1), np.float32), np.ones(1, int)
+        victim = Victim(
+            lambda points: jnp.maximum(points[:, :3, 0, 0] - 2, jnp.eye(3)[1])
+        )
+        draws, first = victims.image_draws(victim, None, 1), np.int32(0)
+        state = flow._begin(images, draws, first, settings=SETTINGS, randomly=False)
+        state = flow._step(
+            state,
+            images,
+            labels,
+            draws,
+            first,
+            np.float32(0),
+            *victim.arguments(),
+            settings=SETTINGS,
+        )
+        np.testing.assert_array_equal(state.flow.edges, 0)
+        self.assertGreater(state.radius[0], SETTINGS.start_radius * 400)
 
     def test_fixed_radius_is_kept_and_used(self):
         images, labels, weights = linear_case(1, 8)

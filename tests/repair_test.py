@@ -1,6 +1,7 @@
 """Tests of wsjax.attacks.repair and wsjax.attacks.losses."""
 
 import chex
+import jax
 import numpy as np
 from absl.testing import absltest, parameterized
 
@@ -82,15 +83,22 @@ class LossesTest(parameterized.TestCase):
         targeted = losses.margin(self.logits, self.labels, targeted=True)
         np.testing.assert_allclose(targeted, [-2.0, 0.5])
 
-    def test_cross_entropy_is_the_log_probability(self):
-        expected = [
-            row[label] - np.log(np.exp(row).sum())
-            for row, label in zip(self.logits, self.labels)
-        ]
-        actual = losses.loss(self.logits, self.labels, "cross_entropy")
-        np.testing.assert_allclose(actual, expected, rtol=1e-5)
-        targeted = losses.loss(self.logits, self.labels, "cross_entropy", True)
-        np.testing.assert_allclose(targeted, np.negative(expected), rtol=1e-5)
+    def test_cross_entropy_goes_the_way_of_the_log_probability(self):
+        def log_probability(logits):
+            return jax.nn.log_softmax(logits)[np.arange(2), self.labels].sum()
+
+        def odds(logits, *targeted):
+            return losses.loss(logits, self.labels, "cross_entropy", *targeted).sum()
+
+        chance = jax.nn.softmax(self.logits)[np.arange(2), self.labels]
+        expected = jax.grad(log_probability)(self.logits) / (1 - chance[:, None])
+        actual = jax.grad(odds)(self.logits)
+        np.testing.assert_allclose(actual, expected, rtol=1e-4)
+        targeted = jax.grad(odds)(self.logits, True)
+        np.testing.assert_allclose(targeted, -actual)
+        # Where the probability is one, its logarithm has no gradient left.
+        sure = jax.grad(odds)(100 * self.logits)
+        np.testing.assert_allclose(sure[0], [-1, 1, 0, 0], atol=1e-5)
 
     def test_dlr_does_not_depend_on_the_scale(self):
         actual = losses.loss(self.logits, self.labels, "dlr")
@@ -111,6 +119,29 @@ class LossesTest(parameterized.TestCase):
         actual = losses.with_largest_one(slopes)
         np.testing.assert_array_equal(actual[0], slopes[0] / 4)
         np.testing.assert_array_equal(actual[1:], 0)
+
+    def test_norms_of_slopes_of_any_size(self):
+        slopes = np.array([3.0, -4.0], np.float32).reshape(1, 1, 2, 1)
+        for unit in (1e-38, 1e-30, 1.0, 1e30):
+            actual = losses.with_norm_one(np.float32(unit) * slopes)
+            np.testing.assert_allclose(actual.ravel(), [0.6, -0.8], rtol=1e-5)
+        np.testing.assert_array_equal(losses.with_norm_one(0 * slopes), 0)
+
+    def test_usual_unit(self):
+        near = np.float32([[4.0, -2.0, 1.0], [4.0, -3.0, 1.0]])
+        for unit in (1e-30, 1e-6, 1e6, 1e30):
+            actual = losses.in_usual_unit(np.float32(unit) * near)
+            spread = 4 if unit < 1 else 80
+            expected = near * spread / np.array([[6.0], [7.0]])
+            np.testing.assert_allclose(actual, expected, rtol=1e-5)
+        np.testing.assert_array_equal(losses.in_usual_unit(near), near)
+        copies = losses.in_usual_unit(1e6 * near[None])
+        np.testing.assert_allclose(copies, near[None] * 80 / 6.5, rtol=1e-5)
+        for outputs in (jax.nn.softmax(near), jax.nn.log_softmax(near)):
+            actual = losses.in_usual_unit(outputs)
+            np.testing.assert_allclose(actual, jax.nn.log_softmax(near), rtol=1e-5)
+        flat = np.zeros((1, 3), np.float32)
+        np.testing.assert_array_equal(losses.in_usual_unit(flat), flat)
 
     def test_unknown_loss(self):
         with self.assertRaisesRegex(ValueError, "loss='hinge'"):

@@ -387,9 +387,8 @@ def _step(state, images, labels, draws, restart, step, classify, perturb, *, set
         radius = jnp.minimum(radius, settings.radius * images.sum((1, 2, 3)))
     edges = jnp.where(better, state.flow.edges, state.edges)
     length = settings.step_size * (0.1 + 0.9 * progress) * radius
-    norm = jnp.sqrt((slope**2).sum((1, 2, 3)))
-    share = length / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny)
-    target = _batch_last(points - share[:, None, None, None] * slope)
+    downhill = length[:, None, None, None] * losses.with_norm_one(slope)
+    target = _batch_last(points - downhill)
     flow = polytope.project(
         here, target, radius, state.flow, iterations=settings.inner_steps, **how
     )

@@ -170,8 +170,7 @@ def _step(slots, turn, *, numbers, classify, perturb, how):
     if how.step == "sign":
         slopes = jnp.sign(slopes)
     else:
-        norms = jnp.sqrt((slopes**2).sum((1, 2, 3), keepdims=True))
-        slopes = slopes / jnp.maximum(norms, jnp.finfo(norms.dtype).tiny)
+        slopes = losses.with_norm_one(slopes)
 
     def project(center, point, epsilon, log_domain):
         return sinkhorn_projection(

@@ -101,7 +101,7 @@ def ball_ascent(
     def stepped(points, directions, within):
         """Points `step_size` x `within` away, with the batch last."""
         length = (step_size * within).reshape(-1, 1, 1, 1)
-        return jnp.moveaxis(points + length * _directions(directions), 0, -1)
+        return jnp.moveaxis(points + length * losses.with_norm_one(directions), 0, -1)
 
     key_direction, key_distance = jax.random.split(key)
     anywhere = jax.random.normal(key_direction, images.shape, images.dtype)
@@ -115,14 +115,6 @@ def ball_ascent(
         flow = project(flow, stepped(points, uphill, within), within)
     flow = flow._replace(edges=_limited(originals, flow.edges, neighbours))
     return jax.lax.stop_gradient(repair.nearest_valid(images, point_of(flow)))
-
-
-def _directions(slopes):
-    """Scaled to length one; 0 stays. Squares of slopes where p is 1 - 1e-20 vanish."""
-    largest = jnp.abs(slopes).max((1, 2, 3), keepdims=True)
-    slopes = slopes / jnp.maximum(largest, jnp.finfo(slopes.dtype).tiny)
-    norm = jnp.sqrt((slopes**2).sum((1, 2, 3), keepdims=True))
-    return slopes / jnp.maximum(norm, 1)
 
 
 def _limited(images, edges, neighbours):
