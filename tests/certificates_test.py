@@ -323,11 +323,12 @@ class ProbabilityScoresTest(parameterized.TestCase):
 
     @parameterized.parameters(
         ({"function": "cauchy"}, "function='cauchy' is not one of .*gaussian"),
-        ({"scale": 0.0}, "scale=0.0 is not a positive finite number"),
-        ({"scale": -1.0}, "scale=-1.0 is not a positive"),
-        ({"scale": math.inf}, "scale=inf is not a positive"),
-        ({"scale": math.nan}, "scale=nan is not a positive"),
-        ({"scale": None}, "scale=None is not a positive"),
+        ({"scale": 0.0}, "scale=0.0 is outside .*fraction"),
+        ({"scale": -1.0}, "scale=-1.0 is outside"),
+        ({"scale": 1e-13}, "scale=1e-13 is outside"),
+        ({"scale": math.inf}, "scale=inf is outside"),
+        ({"scale": math.nan}, "scale=nan is outside"),
+        ({"scale": None}, "scale=None is outside"),
         ({"ground_metric": "L1"}, "ground_metric='L1' is not one of"),
     )
     def test_refuses_what_has_no_meaning(self, change, message):

@@ -1,11 +1,14 @@
 """Tests of wsjax.images."""
 
+import math
+
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
 from wsjax import FixedVotes, make_key, make_smoothing
-from wsjax.images import check_image
+from wsjax.images import LEAST_MASS, MOST_MASS, check_image
+from wsjax.noise import FlowLaplace
 
 IMAGE = np.random.default_rng(0).uniform(0.5, 1.0, (2, 3, 1)).astype(np.float32)
 CERTIFIER = FixedVotes(
@@ -24,6 +27,10 @@ class CheckImageTest(parameterized.TestCase):
         ("nan", np.full((2, 3, 1), np.nan, np.float32), "6 of the image's 6 pixels"),
         ("infinite", np.array([[[1.0], [np.inf]]]), "1 of the image's 2 pixels"),
         ("negative", np.array([[[1.0], [-0.5]]]), "smallest is -0.5.*standardisation"),
+        ("half", np.ones((2, 3, 1), np.float16), "Image pixels are float16"),
+        # Of one pixel: flow noise of 1 % of its mass is below what float32 has.
+        ("tiny", np.array([[[2e-37], [0.0]]], np.float32), "mass of 2e-37, outside"),
+        ("huge", np.array([[[2e37], [0.0]]], np.float32), "mass of 2e.37, outside"),
         ("black", np.zeros((2, 3, 1), np.float32), "all black.*undefined"),
     )
     def test_refuses(self, image, message):
@@ -39,7 +46,20 @@ class CheckImageTest(parameterized.TestCase):
     def test_accepts_any_nonnegative_mass(self):
         check_image(IMAGE)
         check_image(jnp.asarray(255 * IMAGE))
-        check_image(np.array([[[0.0, 0.0, 1e-30]]], np.float64))
+        check_image(np.array([[[0.0, 0.0, 1e-12]]], np.float64))
+
+    @parameterized.parameters(LEAST_MASS, MOST_MASS)
+    def test_noise_is_the_same_share_of_any_mass(self, mass):
+        """Of a power of two, bit by bit, under as little and as much noise as there is."""
+        factor = np.float32(2.0 ** np.rint(np.log2(mass)))
+        image = np.array([[[1.0], [0.0]], [[0.0], [0.0]]], np.float32)
+        for scale in (1.01e-12, 0.99e12):
+            law = FlowLaplace(scale * math.sqrt(2))
+            key = make_key(1)
+            np.testing.assert_array_equal(
+                law.perturb(key, factor * image), factor * law.perturb(key, image)
+            )
+            self.assertGreater(np.abs(law.perturb(key, image)[1]).min(), scale / 1e4)
 
 
 if __name__ == "__main__":

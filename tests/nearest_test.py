@@ -359,6 +359,8 @@ class ErrorsTest(parameterized.TestCase):
     @parameterized.named_parameters(
         ("shape", lambda x: x[:-1], {}, r"\(4, 4, 1\), those of the index \(5, 4, 1\)"),
         ("black", lambda x: 0 * x, {}, "The image is all black"),
+        ("tiny", lambda x: 1e-20 * x, {}, "The image has a mass outside"),
+        ("huge", lambda x: 1e20 * x, {}, "The image has a mass outside"),
         ("nan", lambda x: np.where(x == 9, np.nan, x), {}, "The image has NaN"),
         ("negative", lambda x: -1.0 * x, {}, "The image has negative pixels"),
         ("classes", None, {"num_classes": 2}, "num_classes=2, but there is a label 2"),

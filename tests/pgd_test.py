@@ -207,15 +207,17 @@ class SinkhornAttackTest(chex.TestCase):
             self.assertBetween(distance, 0.02, epsilon * (1 + 1e-3))
 
     @parameterized.named_parameters(
-        ("range", lambda x: 255 * x, r"outside \[0, 1\]. Divide 8-bit"),
-        ("negative", lambda x: x - 0.5, r"outside \[0, 1\]"),
+        ("range", lambda x: 255 * x, r"Image 0 .*outside \[0, 1\]. Divide 8-bit"),
+        ("negative", lambda x: x - 0.5, r"Image 0 of 3: Pixels are mass"),
+        ("nan", lambda x: np.where(x == x[1, 0, 0, 0], np.nan, x), "Image 1 .* NaN"),
+        ("black", lambda x: x * np.reshape([1, 1, 0], (3, 1, 1, 1)), "Image 2 .*black"),
         (
-            "nan",
-            lambda x: np.where(x == x[1, 0, 0, 0], np.nan, x),
-            r"Images \[1\] have",
+            "mass",
+            lambda x: x * np.float32(1e-20),
+            "Image 0 .* mass of 1.08e-19, outside",
         ),
-        ("black", lambda x: x * np.reshape([1, 1, 0], (3, 1, 1, 1)), r"\[2\] are all"),
-        ("integers", lambda x: x.astype(int), "Pixels are int64; convert to floats"),
+        ("integers", lambda x: x.astype(int), "Image pixels are int64"),
+        ("half", lambda x: x.astype(np.float16), "Image pixels are float16"),
         ("one_image", lambda x: x[0], r"instead of \[N, H, W, C\]"),
         ("count", lambda x: x[:2], "2 images need as many integers"),
     )

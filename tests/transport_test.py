@@ -112,7 +112,7 @@ class ExactDistanceTest(chex.TestCase):
 
         expected = exact_distance(a, b, "l2")
 
-        for unit in (1e-12, 1e12):
+        for unit in (1e-300, 1e-12, 1e12, 1e307):
             actual = exact_distance(unit * a, unit * b, "l2")
             self.assertAlmostEqual(actual, expected, places=9)
 
@@ -164,6 +164,8 @@ class ExactDistanceTest(chex.TestCase):
         ("nan", lambda a: (a, np.where(a > 0.9, np.nan, a)), "b has NaN"),
         ("negative", lambda a: (a - 0.3, a), "a has negative pixels down to -0.197"),
         ("all_black", lambda a: (a, 0 * a), "b is all black"),
+        ("tiny", lambda a: (a, 1e-300 * a), "Channel . has .* rescale"),
+        ("huge", lambda a: (1e-300 * a, 1e300 * a), "Channel . has .* rescale"),
         ("mass", lambda a: (a, 1.01 * a), "Channel . has .* rescale"),
         ("channels", lambda a: (a, a[..., ::-1] + 0), "Channel . has .* rescale"),
     )

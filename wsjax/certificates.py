@@ -48,7 +48,7 @@ class ProbabilityScores:
     Attributes:
       function: G: "gaussian" (its quantile function), "laplace" (likewise),
         "logarithm" or "identity".
-      scale: c, in pixels x fraction of mass; not above the exact one.
+      scale: c, in pixels x fraction of mass, in [1e-12, 1e12]; not above the exact one.
       ground_metric: "l1" or "l2": of the distance in which they are 1-Lipschitz.
     """
 
@@ -62,8 +62,12 @@ class ProbabilityScores:
             raise ValueError(
                 f"function={self.function!r} is not one of {tuple(_FUNCTIONS)}."
             )
-        if not (isinstance(self.scale, numbers.Real) and 0 < self.scale < math.inf):
-            raise ValueError(f"scale={self.scale!r} is not a positive finite number.")
+        # As little noise as float32 has at the least mass (`images`), and as much.
+        if not (isinstance(self.scale, numbers.Real) and 1e-12 <= self.scale <= 1e12):
+            raise ValueError(
+                f"scale={self.scale!r} is outside [1e-12, 1e12], as that of the noise "
+                f"is: a fraction of the image's mass, usually 0.00005 to 0.1."
+            )
 
     def __call__(self, p):
         """Score of a probability.

@@ -36,6 +36,7 @@ from numpy.typing import ArrayLike
 from scipy.spatial.distance import cdist
 
 from wsjax import metrics, transport
+from wsjax.images import LEAST_MASS, MOST_MASS, has_usable_mass
 from wsjax.lipschitz import soft_minimum
 
 # Orthogonal directions, in whole pixels so that projections fall on a grid.
@@ -391,6 +392,11 @@ def _checked(images, start):
         (~np.isfinite(totals).all(1), "has NaN or infinite pixels", "Replace them"),
         (lowest < 0, "has negative pixels", "Mass is nonnegative: clip them at zero"),
         (~totals.any(1), "is all black", "It has no mass to move: leave it out"),
+        (
+            ~has_usable_mass(totals.sum(1)),
+            f"has a mass outside [{LEAST_MASS:g}, {MOST_MASS:g}]",
+            "Rescale it",
+        ),
     ):
         if wrong.any():
             number = wrong.argmax()

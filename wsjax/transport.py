@@ -162,15 +162,21 @@ def _excess(a, b, mass_tolerance):
     for name, image in (("a", a), ("b", b)):
         if not np.isfinite(image).all():
             raise ValueError(f"Image {name} has NaN or infinite pixels.")
+        if not image.any():
+            raise ValueError(f"Image {name} is all black: there is no mass to move.")
+    # By a power of two, which is exact: in any unit no sum overflows, no share underflows.
+    _, size = np.frexp(np.abs(a).max())
+    with np.errstate(over="ignore"):
+        a, b = np.ldexp(a, -size), np.ldexp(b, -size)
+    for name, image in (("a", a), ("b", b)):
         negative = -image.clip(max=0).sum()
         if negative > mass_tolerance * image.sum():
             raise ValueError(
-                f"Image {name} has negative pixels down to {image.min():.3g}, "
-                f"{negative:.3g} in all. Mass is nonnegative: clip the image at zero "
-                f"and restore the mass of its channels."
+                f"Image {name} has negative pixels down to "
+                f"{np.ldexp(image.min(), size):.3g}, {np.ldexp(negative, size):.3g} in "
+                f"all. Mass is nonnegative: clip the image at zero and restore the mass "
+                f"of its channels."
             )
-        if not image.any():
-            raise ValueError(f"Image {name} is all black: there is no mass to move.")
     total = a.sum()
     mass_a, mass_b = a.sum((0, 1)) / total, b.sum((0, 1)) / total
     worst = np.abs(mass_a - mass_b).argmax()

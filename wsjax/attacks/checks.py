@@ -5,6 +5,8 @@ import dataclasses
 import jax
 import numpy as np
 
+from wsjax.images import check_image
+
 
 def check_settings(settings, *others):
     """Refuses settings of an attack: floats are positive and finite, integers positive.
@@ -44,7 +46,7 @@ def check_images(images, labels):
     """Images and labels as NumPy arrays, checked.
 
     Args:
-      images: `[N, H, W, C]` float, in [0, 1], none all black.
+      images: `[N, H, W, C]`, each as `images.check_image` has it, in [0, 1].
       labels: `[N]` int.
 
     Raises:
@@ -56,30 +58,21 @@ def check_images(images, labels):
             f"images has shape {images.shape} instead of [N, H, W, C]. Grayscale "
             f"images need a last axis of size 1."
         )
-    if not np.issubdtype(images.dtype, np.floating):
-        raise ValueError(
-            f"Pixels are {images.dtype}; convert to floats in [0, 1] first, e.g. "
-            f"images.astype(np.float32) / 255."
-        )
     if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
             f"labels has shape {labels.shape} and dtype {labels.dtype}; "
             f"{len(images)} images need as many integers."
         )
-    if not np.isfinite(images).all():
-        broken = np.flatnonzero(~np.isfinite(images).all((1, 2, 3)))
-        raise ValueError(f"Images {broken.tolist()} have NaN or infinite pixels.")
-    if images.min() < 0 or images.max() > 1:
-        raise ValueError(
-            f"Pixels run from {images.min():g} to {images.max():g}, outside [0, 1]. "
-            f"Divide 8-bit images by 255; leave standardisation to the model."
-        )
-    black = np.flatnonzero(images.sum((1, 2, 3)) == 0)
-    if black.size:
-        raise ValueError(
-            f"Images {black.tolist()} are all black: there is no mass to move. Leave "
-            f"them out."
-        )
+    for index, image in enumerate(images):
+        try:
+            check_image(image)
+            if image.max() > 1:
+                raise ValueError(
+                    f"The largest pixel is {image.max():g}, outside [0, 1]. Divide 8-bit "
+                    f"images by 255."
+                )
+        except ValueError as error:
+            raise ValueError(f"Image {index} of {len(images)}: {error}") from None
     return images, labels
 
 
