@@ -49,8 +49,10 @@ def main(config, workdir):
     cases = [attack_report.Attacked(name, target) for target in targets]
 
     def check(run):
-        for case in cases:
-            rows.check(workdir / case.rows, attack_report.COLUMNS, run)
+        return sum(
+            len(rows.check(workdir / case.rows, attack_report.COLUMNS, run))
+            for case in cases
+        )
 
     run = manifest.record(
         workdir,

@@ -10,6 +10,7 @@ Then run certify.py and attack.py with the same config and workdir.
 import functools
 import logging
 
+from wsjax.data.augment import AUGMENTATIONS
 from wsjax.runs import cli, experiment, manifest, streams
 from wsjax.runs import config as configs
 from wsjax.runs.config import pick
@@ -36,7 +37,6 @@ def main(config, workdir):
     else:
         smoothing = experiment.make_smoothing(config, train_set.image_shape)
         noise = smoothing.perturb if settings.noisy else None
-    augment = experiment.make_augment(settings.augment)
     experiment.make_optimizer(settings, 1, learned, module)
     metric = experiment.ground_metric(config)
     objective = experiment.make_objective(settings, metric)
@@ -67,7 +67,7 @@ def main(config, workdir):
         test_data=test_set.data,
         key=streams.stream_key(config.seed, streams.TRAIN),
         seed=config.seed,
-        augment=augment,
+        augment=AUGMENTATIONS[settings.augment],
         objective=objective,
         start=experiment.make_start(module, train_set, config.seed),
     )

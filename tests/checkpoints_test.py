@@ -292,11 +292,11 @@ class DescriptionTest(chex.TestCase):
 
     def test_checkpoints_of_another_run_are_not_gone_on_from(self):
         """As where `run.json` was deleted and other settings asked for."""
-        checkpoints.check_run(self.folder, "other")
+        self.assertFalse(checkpoints.check_run(self.folder, "other"))
         self.write()
-        checkpoints.check_run(self.folder, "other")
+        self.assertFalse(checkpoints.check_run(self.folder, "other"))
         CheckpointsTest.store(self.folder, random_state())
-        checkpoints.check_run(self.folder, "mine")
+        self.assertTrue(checkpoints.check_run(self.folder, "mine"))
         message = r"another training run \(mine, this one is other\).*--workdir"
         with self.assertRaisesRegex(checkpoints.CheckpointError, message):
             checkpoints.check_run(self.folder, "other")

@@ -116,7 +116,6 @@ class ConfigsTest(chex.TestCase):
             self.assertEqual(settings.train.noise_learning_rate, 0)
         else:
             self.assertGreater(settings.train.noise_learning_rate, 0)
-        experiment.make_augment(settings.train.augment)
         # So that one to sixteen devices can share a batch.
         self.assertEqual(settings.train.batch_size % 16, 0)
 

@@ -44,13 +44,14 @@ class ManifestTest(chex.TestCase):
         self.folder = pathlib.Path(folder)
         self.file = self.folder / "run.json"
 
-    def record(self, config=CONFIG, script="certify", checksum="abc"):
+    def record(self, config=CONFIG, script="certify", checksum="abc", **more):
         manifest.record(
             self.folder,
             script,
             config,
             data_checksum=checksum,
             may_differ=configs.MAY_DIFFER,
+            **more,
         )
 
     def test_records_what_produced_the_results(self):
@@ -103,6 +104,20 @@ class ManifestTest(chex.TestCase):
         self.assertIn(message, str(caught.exception))
         self.assertIn(f"--trained={self.folder}", str(caught.exception))
         self.assertEqual(self.file.read_text(), before)
+
+    def test_an_entry_without_results_refuses_nothing(self):
+        self.record()
+
+        def damaged(run):
+            raise ValueError("of another run")
+
+        for check in (lambda run: True, damaged):
+            with self.assertRaises(manifest.ConfigMismatch):
+                self.record(changed("seed", 4), check=check)
+        self.record(changed("seed", 4), check=lambda run: 0)
+        entry = manifest.read(self.folder)["certify"]
+        self.assertEqual(entry["config"]["seed"], 4)
+        self.assertNotIn("resumed", entry)
 
     def test_lists_all_differences(self):
         self.record()
@@ -164,7 +179,11 @@ class ManifestTest(chex.TestCase):
             {
                 "data": {"name": "digits"},
                 "model": {"name": "conv_small"},
-                "smoothing": {"noise": "n", "sigma": 1.0, "ground_metric": "l1"},
+                "smoothing": {
+                    "noise": "flow_laplace",
+                    "sigma": 1.0,
+                    "ground_metric": "l1",
+                },
                 "train": {"learning_rate": 1.0, "batch_size": 1, "num_epochs": 1},
                 "certify": {"n0": 1, "n": 1, "alpha": 0.1},
             }

@@ -198,6 +198,12 @@ class RowsTest(chex.TestCase):
         with self.assertRaisesRegex(rows.RowsError, "'a' is damaged: it has a NaN"):
             found.arrays({"a": "float"}, 2)
 
+    def test_a_header_alone_binds_nobody(self):
+        with rows.RowWriter(self.path, ("idx", "other"), "another run"):
+            pass
+        self.write([3])
+        self.assert_holds([3])
+
     def test_refuses_foreign_columns(self):
         with rows.RowWriter(self.path, ("idx", "other"), RUN) as writer:
             writer.write(idx=0, other=1)

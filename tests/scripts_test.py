@@ -285,6 +285,23 @@ class ScriptsTest(chex.TestCase):
         rows = (workdir / "certificates.tsv").read_bytes()
         self.assertEqual(rows, self.whole_rows)
 
+    def test_a_run_that_came_to_nothing_leaves_the_directory_to_the_next(self):
+        workdir = self.folder / "corrected"
+        arguments = (*self.arguments(workdir), f"--trained={self.whole}")
+        died = "import wsjax.runs.rows\nwsjax.runs.rows.RowWriter.write = exit"
+        for alpha, prelude in ((0.01, died), (0.05, "")):
+            code, _, err = tiny_runs.run_forked(
+                "certify.py",
+                *arguments,
+                "--config.data.limit=2",
+                f"--config.certify.alpha={alpha}",
+                prelude=prelude,
+            )
+            self.assertEqual(code == 0, not prelude, err)
+            entry = manifest.read(workdir)["certify"]
+            self.assertEqual(entry["config"]["certify"]["alpha"], alpha)
+        self.assertLen(self.rows(workdir), 2)
+
     def test_report_overlays_runs(self):
         figure = self.folder / "both.png"
         code, out, err = tiny_runs.run(
@@ -333,6 +350,34 @@ class ScriptsTest(chex.TestCase):
                 "certify.py",
                 *whole,
                 "--config.certify.n=500",
+            ),
+        }
+        files = {
+            "syntax.py": ("def get_config():\n    return {\n", "line 2: '{' was never"),
+            "failing.py": (
+                "def get_config():\n    return 1 / 0\n",
+                "line 2 (return 1 / 0): ZeroDivisionError: division by zero",
+            ),
+            "leaving.py": ("raise SystemExit(0)\n", "line 1 (raise SystemExit(0))"),
+            "none.py": ("x = 1\n", "no attribute 'get_config'"),
+            "empty.py": ("get_config = list\n", "get_config() returned []"),
+        }
+        for name, (text, message) in files.items():
+            (self.folder / name).write_text(text)
+            cases[message] = ("certify.py", f"--config={self.folder / name}", whole[1])
+        cases |= {
+            # As the command line reads them, and as they are used.
+            "config.certify.n='abc' is not a whole number from 1 to 100,000,000": (
+                *("certify.py", *whole, "--config.certify.n=abc"),
+            ),
+            "config.certify.block_size=0 is not a whole number from 1 to 65,536": (
+                *("attack.py", *whole, "--config.certify.block_size=0"),
+            ),
+            "config.model.widths=(0,) is not a list of 1 or more values": (
+                *("train.py", *whole, "--config.model.widths=(0,)"),
+            ),
+            "The model does not fit images of shape (8, 8, 1)": (
+                *("train.py", *whole, "--config.model.widths=(4, 4, 4, 4)"),
             ),
         }
         results = tiny_runs.run_each(cases.values())

@@ -174,6 +174,8 @@ class VoteCertifier(base.Certifier):
     def from_run(cls, run: Any, **settings: Any) -> Self:
         layout = {k: settings.pop(k) for k in ("block_size", "backend", "groups")}
         counting = Counting(**layout)
+        if counting.groups:
+            votes.check_groups(counting.groups, len(votes.all_devices()))
         return cls(run.classify, run.smoothing, counting=counting, **settings)
 
     def held(self) -> Any:

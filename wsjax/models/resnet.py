@@ -88,6 +88,12 @@ class ResNet(nn.Module):
         """
         dtype = None if self.dtype is None else jnp.dtype(self.dtype)
         images = in_unit(images, self.unit)
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (1, images.shape[-1]):
+                raise ValueError(
+                    f"model.{name}={tuple(values)} has {len(values)} entries; it needs "
+                    f"one, or one for each of {images.shape[-1]} channels."
+                )
         x = (images - jnp.array(self.mean, images.dtype)) / jnp.array(
             self.std, images.dtype
         )

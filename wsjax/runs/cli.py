@@ -2,10 +2,13 @@
 
 import contextlib
 import faulthandler
+import importlib
 import logging
 import os
 import pathlib
+import re
 import sys
+import sysconfig
 import threading
 import traceback
 from collections.abc import Callable
@@ -18,7 +21,7 @@ from ml_collections import config_flags
 
 from wsjax import files
 from wsjax.console.signals import Stopped
-from wsjax.runs import cluster
+from wsjax.runs import cluster, ranges
 from wsjax.runs.config import Config, resolve
 from wsjax.runs.manifest import prepare_workdir
 
@@ -83,17 +86,66 @@ def trained_dir(workdir: pathlib.Path) -> pathlib.Path:
 def _parse(argv):
     try:
         rest = flags.FLAGS(argv)
-    except (AttributeError, KeyError) as error:
+    except (Exception, SystemExit) as error:
+        path = next((x for x in argv if re.match("--?config=", x)), "the config file")
+        place = _place_in_config(error, path.partition("=")[2] or path)
+        if "--debug" in argv or (isinstance(error, SystemExit) and not place):
+            raise  # The latter after --help.
+        _fail(place or _why_not_parsed(error))
+    if not flags.FLAGS["config"].present:
+        _fail("--config is missing. Name one, e.g. --config=configs/digits.py.")
+    return rest
+
+
+def _place_in_config(error, path):
+    """Where the config file `path` failed and why, in a sentence; None if it did not."""
+    causes = [error]
+    while following := causes[0].__cause__ or causes[0].__context__:
+        causes.insert(0, following)
+    for cause in causes:
+        what = _one_line(str(cause))
+        if isinstance(cause, SyntaxError):
+            where = f"{cause.filename}, line {cause.lineno}" if cause.filename else path
+            return f"{where}: {cause.msg}."
+        frames = traceback.extract_tb(cause.__traceback__)
+        loader = [number for number, x in enumerate(frames) if x.filename == _LOADER]
+        own = [x for x in frames[max(loader, default=len(frames)) :] if _is_users(x)]
+        if own:
+            # The innermost line that the user wrote.
+            place = own[-1]
+            return (
+                f"{place.filename}, line {place.lineno} ({place.line}): "
+                f"{type(cause).__name__}: {what}"
+            )
+        if "get_config" in what:
+            return f"{path}: {what}."
+    return None
+
+
+_LOADER = importlib.import_module("ml_collections.config_flags.config_flags").__file__
+_LIBRARIES = tuple(set(map(sysconfig.get_path, ("stdlib", "purelib", "platlib"))))
+
+
+def _is_users(frame):
+    return not frame.filename.startswith((*_LIBRARIES, "<"))
+
+
+def _why_not_parsed(error):
+    """What is wrong with a command line, in a sentence."""
+    text = _one_line(str(error))
+    if given := re.match(r"flag --config\.([\w.]+)=(.*?): ", text):
+        key, value = given.groups()
+        # A field of a model, whichever it is.
+        allowed = ranges.range_of(key) or ranges.range_of(key.replace(".", ".*.", 1))
+        if allowed:
+            return allowed.refusal(f"config.{key}", repr(value))
+    if isinstance(error, (AttributeError, KeyError)):
         # ml_collections' way of saying that an overridden key does not exist.
         cause: Any = error
         while isinstance(cause, Exception) and cause.args:
             cause = cause.args[0]
-        _fail(f"The config has no such setting: {_one_line(str(cause))}")
-    except (flags.Error, TypeError, ValueError, OSError) as error:
-        _fail(_one_line(str(error)))
-    if not flags.FLAGS["config"].present:
-        _fail("--config is missing. Name one, e.g. --config=configs/digits.py.")
-    return rest
+        return f"The config has no such setting: {_one_line(str(cause))}"
+    return text
 
 
 def _call(main, argv, several_processes):
@@ -133,9 +185,21 @@ def _call(main, argv, several_processes):
             # The others wait for this one, which would wait for them.
             _tell(error)
             cluster.leave(1)
+        if not _DEBUG.value and _out_of_memory(error):
+            _fail(
+                f"Out of memory: lower config.train.batch_size, certify.block_size or "
+                f"attack.*.batch_size, whichever counts here ({_sentence(error)[:200]})"
+            )
         if _DEBUG.value or not isinstance(error, cluster.EXPLAINED):
             raise
         _fail(_sentence(error))
+
+
+def _out_of_memory(error):
+    exhausted = "RESOURCE_EXHAUSTED" in str(error)
+    return isinstance(error, MemoryError) or (
+        isinstance(error, jax.errors.JaxRuntimeError) and exhausted
+    )
 
 
 def _tell(error):

@@ -15,8 +15,8 @@ import ml_collections
 from ml_collections import config_dict
 
 from wsjax.attacks.registry import METHODS
-from wsjax.certifiers.registry import KINDS, get_kind
-from wsjax.fast_random import check_seed
+from wsjax.certifiers.registry import KINDS
+from wsjax.runs import ranges
 from wsjax.training.objectives import Objective
 
 _T = TypeVar("_T")
@@ -40,19 +40,19 @@ class DataBlock:
     image_size: int = 224  # ImageNet only: side of the crop,
     resize: int = 256  # and of the short side before it.
 
-    def __post_init__(self):
-        _check(self.stride >= 1, "data.stride", self.stride, "at least 1")
-        for name in ("start", "limit", "train_limit"):
-            value = getattr(self, name)
-            _check(value >= 0, f"data.{name}", value, "0 or more")
-
     def chosen(self, count: int) -> range:
         """Positions of the test images to work on, of `count`.
 
         Raises:
-          ConfigError: `start` leaves none.
+          ConfigError: `start` leaves none, or `stride` only that one.
         """
-        _check(self.start < count, "data.start", self.start, f"below {count} images")
+        for name, most in (("start", count - 1), ("stride", count)):
+            value = getattr(self, name)
+            if value > most:
+                raise ConfigError(
+                    f"config.data.{name}={value} is more than {most}: there are {count} "
+                    f"test images."
+                )
         indices = range(self.start, count, self.stride)
         return indices[: self.limit] if self.limit else indices
 
@@ -289,15 +289,21 @@ def resolve(config: ml_collections.ConfigDict | dict[str, Any]) -> Config:
       The `Config`.
 
     Raises:
-      ConfigError: an unknown or missing key, or a wrong type; with suggestions.
+      ConfigError: an unknown or missing key, with suggestions; or a value that is not
+        in the range of its key (`ranges.RANGES`).
     """
-    given = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    given = config.to_dict() if hasattr(config, "to_dict") else config
+    if not isinstance(given, dict):
+        raise ConfigError(
+            f"get_config() returned {given!r}, which is no "
+            f"ml_collections.ConfigDict of settings."
+        )
     for key in given.keys() - {"seed", *_BLOCKS}:
         raise ConfigError(
             f"config.{key} is not a setting.{suggest(key, ('seed', *_BLOCKS))}"
         )
     found = {
-        name: _resolve_block(given.get(name, {}), defaults, f"config.{name}")
+        name: _resolve_block(given.get(name, {}), defaults, name)
         for name, defaults in _BLOCKS.items()
         if name in given or not _required(name)
     }
@@ -314,12 +320,7 @@ def resolve(config: ml_collections.ConfigDict | dict[str, Any]) -> Config:
     made["certify"] = _of_one_kind(found["certify"])
     settings = {name: found["attack"][name] for name in METHODS}
     made["attack"] = pick(AttackBlock, found["attack"], settings=settings)
-    seed = _of_type(given.get("seed", 0), 0, "config.seed")
-    try:
-        check_seed(seed)
-    except ValueError as error:
-        raise ConfigError(f"config.{error}") from error
-    return Config(seed, made)
+    return Config(_read("seed", given.get("seed", 0), ranges.range_of("seed")), made)
 
 
 def pick(function: Callable[..., _T], *blocks: Any, **more: Any) -> _T:
@@ -346,10 +347,7 @@ def _of_one_kind(block):
     changed = [key for key in defaults if block[key] != defaults[key]]
     meant = [name for name, kind in KINDS.items() if kind.trigger in changed]
     name = block["method"] or next(iter(meant), next(iter(KINDS)))
-    try:
-        kind = get_kind(name)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    kind = KINDS[name]
     chosen = {key: block[key] for key in kind.settings()}
     for key in changed:
         if key not in (*chosen, *kind.ignores, "method"):
@@ -362,41 +360,38 @@ def _of_one_kind(block):
 
 def _resolve_block(given, defaults, path):
     if not isinstance(given, dict):
-        raise ConfigError(f"{path} should be a block of settings, got {given!r}.")
+        raise ConfigError(
+            f"config.{path} should be a block of settings, got {given!r}."
+        )
     for key in given.keys() - defaults.keys():
-        if path != "config.model":
-            raise ConfigError(f"{path}.{key} is not a setting.{suggest(key, defaults)}")
-    resolved = dict(given) if path == "config.model" else {}
-    typed = (*_PLAIN.values(), ModelBlock)
-    types = {f.name: f.type for block in typed for f in dataclasses.fields(block)}
+        if path != "model":
+            raise ConfigError(
+                f"config.{path}.{key} is not a setting.{suggest(key, defaults)}"
+            )
+    resolved = {}
     for key, default in defaults.items():
         name = f"{path}.{key}"
         if isinstance(default, dict):
             resolved[key] = _resolve_block(given.get(key, {}), default, name)
         elif key in given:
-            missing = default is dataclasses.MISSING
-            resolved[key] = _of_type(given[key], default, name, missing and types[key])
+            resolved[key] = _read(name, given[key], ranges.range_of(name, default))
         elif default is dataclasses.MISSING:
-            raise ConfigError(f"{name} is missing from the config.")
+            raise ConfigError(f"config.{name} is missing from the config.")
         else:
             resolved[key] = default
+    for key in given.keys() - defaults.keys():
+        # Those of the model's own; which of them it has, it says itself.
+        allowed = ranges.range_of(f"model.{resolved['name']}.{key}")
+        resolved[key] = _read(f"model.{key}", given[key], allowed)
     return resolved
 
 
-def _of_type(value, default, name, kind=None):
-    if default is None:
-        return value
-    kind = kind or type(default)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise ConfigError(f"{name}={value!r} should be of type {kind.__name__}.")
-    return value
-
-
-def _check(fine, name, value, allowed):
-    if not fine:
-        raise ConfigError(f"config.{name}={value!r} is not {allowed}.")
+def _read(key, value, allowed):
+    """A setting as it is used; ConfigError unless it is in its range."""
+    try:
+        return allowed.read(f"config.{key}", value) if allowed else value
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def suggest(key: str, known) -> str:

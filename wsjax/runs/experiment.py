@@ -9,7 +9,6 @@ import numpy as np
 
 from wsjax import metrics, models, smoothing
 from wsjax.attacks import registry
-from wsjax.data.augment import AUGMENTATIONS
 from wsjax.runs import artefact, manifest
 from wsjax.runs.config import (
     Config,
@@ -156,19 +155,6 @@ def make_attack(config: Config) -> Any:
     return method.settings(**given)
 
 
-def make_augment(name: str) -> Callable | None:
-    """The augmentation `(key, images) -> images` of that name, or None for "none".
-
-    Raises:
-      ValueError: there is none of that name.
-    """
-    if name not in AUGMENTATIONS:
-        raise ValueError(
-            f"train.augment={name!r} is not one of {tuple(AUGMENTATIONS)}."
-        )
-    return AUGMENTATIONS[name]
-
-
 def trace_state(
     module: Any,
     image_shape: tuple[int, int, int],
@@ -190,22 +176,21 @@ def trace_state(
       ValueError: settings of the model or of learned noise do not fit the images.
     """
     optimizer = make_optimizer(block, 1, hasattr(noise, "law"), module)
-    return jax.eval_shape(
-        lambda key: steps.init_state(key, module, image_shape, optimizer, noise),
-        jax.random.key(0),
-    )
-
-
-# Noise that is trained with the classifier and stored with it.
-LEARNED: dict[str, Any] = {
-    "learned_view": learned_noise.LearnedView,
-    "learned_spectrum": learned_noise.LearnedSpectrum,
-}
+    try:
+        return jax.eval_shape(
+            lambda key: steps.init_state(key, module, image_shape, optimizer, noise),
+            jax.random.key(0),
+        )
+    except (TypeError, ArithmeticError) as error:  # Of layers that nothing is left for.
+        raise ValueError(
+            f"The model does not fit images of shape {tuple(image_shape)} ({error}): "
+            f"{module}"
+        ) from error
 
 
 def learns_noise(config: Config) -> bool:
     """Whether the noise belongs to the classifier and is stored with it."""
-    return config.smoothing.noise in LEARNED
+    return config.smoothing.noise in learned_noise.LEARNED
 
 
 def make_smoothing(
@@ -217,11 +202,6 @@ def make_smoothing(
       ValueError: as `smoothing.make_smoothing`, or the noise is a learned one.
     """
     block = config.smoothing
-    if block.noise not in smoothing.LAWS:
-        raise ValueError(
-            f"smoothing.noise={block.noise!r} is not one of "
-            f"{(*smoothing.LAWS, *LEARNED)}."
-        )
     _check_unused(block, "certificate_scale")
     return pick(smoothing.make_smoothing, block, image_shape=image_shape)
 
@@ -230,7 +210,7 @@ def make_learned_noise(config: Config, images: np.ndarray) -> Any:
     """The noise of a config that is trained with the classifier.
 
     Args:
-      config: resolved, with a noise of `LEARNED`.
+      config: resolved, with a noise of `learned_noise.LEARNED`.
       images: `[N, H, W, C]` training images, for their statistics.
 
     Returns:
@@ -249,7 +229,7 @@ def make_learned_noise(config: Config, images: np.ndarray) -> Any:
             f"CIFAR-10."
         )
     metrics.check_ground_metric(block.ground_metric)
-    kind = LEARNED[block.noise]
+    kind = learned_noise.LEARNED[block.noise]
     options = vars(block) | {"couple": block.couple_channels}
     return pick(kind, options, statistics=learned_noise.statistics(images, kind.rank))
 

@@ -61,7 +61,7 @@ def record(
     num_classes: int | None = None,
     num_images: int | None = None,
     may_differ: tuple[str, ...] = (),
-    check: Callable[[str], Any] = lambda run: None,
+    check: Callable[[str], Any] = lambda run: True,
 ) -> str:
     """Writes this script's entry, or checks it against the one that is there.
 
@@ -76,8 +76,9 @@ def record(
       num_classes: of the classifier: bounds on the runner-up depend on it.
       num_images: of the data: indices of rows are below it.
       may_differ: dotted keys that do not change results (devices, block sizes).
-      check: called with the digest before anything is written; raises where the
-        directory holds results that carry another.
+      check: called with the digest before anything is written; tells whether there are
+        results, and raises ValueError where they carry another. Without any, an entry
+        is of a run that came to nothing, and stands in nobody's way.
 
     Returns:
       The entry's `digest`, for the results to carry.
@@ -114,13 +115,16 @@ def record(
             for key in sorted(old.keys() | new.keys())
             if old.get(key) != new.get(key)
         ]
-        if differences:
+        if differences and _has_results(check, digest(entry)):
             raise ConfigMismatch(
                 f"{workdir} holds results of {script}.py with another config ("
                 + "; ".join(differences)
                 + "). Choose another --workdir; certify.py and attack.py find the "
                 f"classifier with --trained={workdir}."
             )
+        if differences:
+            before = None
+    if before is not None:
         entry["started"] = before["started"]
         history = before.get("resumed", [])
         entry["resumed"] = history + [
@@ -134,6 +138,13 @@ def record(
     text = json.dumps(whole, indent=2) + "\n"
     files.write_whole(pathlib.Path(workdir) / _FILE, text)
     return run
+
+
+def _has_results(check, run):
+    try:
+        return check(run)
+    except ValueError:  # Those of another run, or damaged.
+        return True
 
 
 def digest(entry: dict[str, Any]) -> str:

@@ -63,7 +63,7 @@ class RowWriter:
         self.done = {int(row[0]) for row in found.cells}
         if self._path.exists():
             with self._path.open("r+b") as file:
-                file.truncate(len(_whole_lines(self._path)))
+                file.truncate(len(_whole_lines(self._path)) if self.done else 0)
         self._file = self._path.open("a", newline="")
         if self._path.stat().st_size == 0:
             self._put((*self._columns, *_OWN))
@@ -219,6 +219,8 @@ def check(path: pathlib.Path, columns: Sequence[str], run: str) -> Rows:
     if not whole:
         return Rows(list(columns), [])
     rows, owned = _parse(path, whole, run)
+    if not rows:  # A header alone, of whatever run that came to nothing.
+        return Rows(list(columns), [])
     if rows.columns != list(columns) or not owned:
         raise RowsError(
             f"{path} has columns {rows.columns}, expected {[*columns, *_OWN]}. It is "

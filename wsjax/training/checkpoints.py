@@ -159,20 +159,23 @@ def write_description(
     files.write_whole(pathlib.Path(workdir) / _DESCRIPTION, text)
 
 
-def check_run(workdir: pathlib.Path, run: str) -> None:
+def check_run(workdir: pathlib.Path, run: str) -> bool:
     """Refuses to go on from checkpoints of another training run.
 
     Args:
       workdir: a run directory.
       run: digest of what training depends on, as in `write_description`.
 
+    Returns:
+      Whether there are checkpoints.
+
     Raises:
-      CheckpointError: there are checkpoints, and they do not say that they belong to
+      CheckpointError: there are, and they do not say that they belong to
         this run.
     """
     workdir = pathlib.Path(workdir)
     if not any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*")):
-        return
+        return False
     path = workdir / _DESCRIPTION
     found = _read_description(path).get("run") if path.exists() else None
     if found != run:
@@ -181,6 +184,7 @@ def check_run(workdir: pathlib.Path, run: str) -> None:
             f"this one is {run}): another config or data set, or another version. "
             f"Choose another --workdir, or move them away."
         )
+    return True
 
 
 def check_description(workdir: pathlib.Path, description: dict[str, Any]) -> None:

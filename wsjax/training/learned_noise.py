@@ -315,6 +315,13 @@ class LearnedSpectrum:
         return amplitude * moving, precision * moving[..., 0]
 
 
+# By the name that configs call it.
+LEARNED: dict[str, Any] = {
+    "learned_view": LearnedView,
+    "learned_spectrum": LearnedSpectrum,
+}
+
+
 def _square(amplitude):
     """The spectrum of noise of this amplitude, exactly symmetric."""
     power = np.einsum("hwij,hwkj->hwik", amplitude, amplitude)

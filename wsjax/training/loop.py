@@ -206,7 +206,7 @@ def check_settings(
 
     Raises:
       ValueError: a number is not positive, or a batch fits neither the training set
-        nor the devices.
+        nor the devices, or steps are too many to be counted.
     """
     for name, value in (
         ("batch_size", batch_size),
@@ -220,6 +220,12 @@ def check_settings(
         raise ValueError(
             f"batch_size={batch_size} is more than the {len(train_data)} "
             f"training images; lower config.train.batch_size."
+        )
+    total_steps = num_epochs * (len(train_data) // batch_size)
+    if total_steps >= 2**31:
+        raise ValueError(
+            f"num_epochs={num_epochs} with batch_size={batch_size} make {total_steps:,} "
+            f"steps, more than 2**31 - 1; lower config.train.num_epochs."
         )
     _batch_sharding(batch_size)
 
