@@ -69,7 +69,7 @@ def main(config, workdir):
         seed=config.seed,
         augment=AUGMENTATIONS[settings.augment],
         objective=objective,
-        start=experiment.make_start(module, train_set, config.seed),
+        start=experiment.make_start(module, train_set, config.seed, noise),
     )
     if lipschitz:
         experiment.save_network(workdir, config, train_set, module, state)

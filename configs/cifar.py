@@ -1,4 +1,4 @@
-"""CIFAR-10 under Gaussian noise whose spectrum is learned with a ResNet-18.
+"""CIFAR-10 under Gaussian noise whose spectrum is learned with the network.
 
 Best of all kinds in clean accuracy and at radii below .0005; above, configs/cifar_potentials.py
 certifies more images, in seconds and without votes.

@@ -24,6 +24,7 @@ SMALL = {
     "resnet8_strided": {"width": 4},
     "resnet18": {"width": 4, "stages": (1, 2)},
     "resnet50": {"width": 3, "stages": (2, 1)},
+    "whitened": {"widths": (4, 6)},
 }
 EACH_MODEL = parameterized.named_parameters((name, name) for name in models.NAMES)
 # Potentials look at the distribution of mass alone.

@@ -71,6 +71,14 @@ class LossTest(chex.TestCase):
             self.assertAlmostEqual(actual, value, places=5)
             self.assertEqual(objective.attacks, name == "smooth_adversarial")
 
+    def test_label_smoothing_compares_with_a_mixture_of_labels_and_all_classes(self):
+        logits, labels = some_logits((2, 4, 5))
+        wanted = 0.7 * np.eye(5)[labels] + 0.3 / 5
+        logs = special.log_softmax(logits, axis=-1)
+        objective = Objective(copies=2, label_smoothing=0.3)
+        actual = float(oracles.on_host(objective.loss)(logits, labels))
+        self.assertAlmostEqual(actual, -(wanted * logs).sum(-1).mean(), places=5)
+
     def test_averaged_loss_equals_loops(self):
         for shape in ((3, 4, 5), (1, 2, 3)):
             logits, labels = some_logits(shape)
@@ -158,6 +166,7 @@ class RefusalTest(chex.TestCase):
             "compares copies: train.copies=1 must be at least 2",
         ),
         ("weight", {"consistency": -1.0}, "train.consistency=-1.0 is negative"),
+        ("smoothing", {"label_smoothing": 1.0}, "label_smoothing=1.0 is outside"),
         ("nan", {"consistency": float("nan")}, "train.consistency=nan"),
         ("radius", {"attack_radius": -0.1}, "train.attack_radius=-0.1"),
         ("far", {"attack_radius": float("inf")}, "attack_radius=inf .*not finite"),

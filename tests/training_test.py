@@ -188,6 +188,29 @@ class OptimizerTest(chex.TestCase):
             params = optax.apply_updates(params, changes)
         self.assertAlmostEqual(float(params), weight, places=4)
 
+    def test_muon_is_for_kernels_of_convolutions_and_adam_for_the_rest(self):
+        rng = np.random.default_rng(2)
+        shapes = {"kernel": (3, 3, 2, 5), "head": (5, 4), "bias": (5,)}
+        params = {n: jnp.asarray(rng.normal(size=s)) for n, s in shapes.items()}
+        gradient = {n: jnp.asarray(rng.normal(size=s)) for n, s in shapes.items()}
+        optimizer = optimizers.make_optimizer(
+            optimizer="muon",
+            learning_rate=0.1,
+            adam_learning_rate=0.02,
+            total_steps=9,
+        )
+        changes, _ = jax.jit(optimizer.update)(gradient, optimizer.init(params), params)
+        # Orthogonal up to what five rounds of Newton and Schulz leave.
+        stretched = np.linalg.svd(changes["kernel"].reshape(18, 5))[1]
+        self.assertLess(stretched.max() / stretched.min(), 1.8)
+        self.assertLess(0.06, stretched.min())
+        for name in ("head", "bias"):
+            # What Adam does first with Nesterov's momentum.
+            first = 0.02 * (0.9 * 0.1 / (1 - 0.9**2) + 0.1 / (1 - 0.9))
+            chex.assert_trees_all_close(
+                changes[name], -first * np.sign(gradient[name]), rtol=1e-3
+            )
+
     @parameterized.named_parameters(
         ("constant", "constant", {0: 0.4, 50: 0.4, 100: 0.4}),
         ("cosine", "cosine", {0: 0.4, 25: 0.2 + 0.2 * 0.5**0.5, 50: 0.2, 100: 0.0}),
@@ -214,6 +237,7 @@ class OptimizerTest(chex.TestCase):
         ("rate", {"learning_rate": 0.0}, "learning_rate=0.0"),
         ("nan_rate", {"learning_rate": float("nan")}, "learning_rate=nan"),
         ("decay", {"weight_decay": -0.1}, "weight_decay=-0.1"),
+        ("muon", {"optimizer": "muon"}, "adam_learning_rate=0.0"),
     )
     def test_refuses(self, wrong, message):
         right = {"optimizer": "sgd", "learning_rate": 0.1, "total_steps": 10}

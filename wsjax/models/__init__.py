@@ -15,6 +15,7 @@ from wsjax.models.conv import ConvSmall
 from wsjax.models.mlp import Mlp
 from wsjax.models.potentials import PotentialNet
 from wsjax.models.resnet import ResNet
+from wsjax.models.whitened import WhitenedNet
 
 _RESNETS = {
     # Blocks per stage, whether blocks have a bottleneck, and the stem.
@@ -28,6 +29,7 @@ _PLAIN: dict[str, Any] = {
     "conv_small": ConvSmall,
     "mlp": Mlp,
     "potentials": PotentialNet,
+    "whitened": WhitenedNet,
 }
 
 NAMES = (*_PLAIN, *_RESNETS)
@@ -38,11 +40,11 @@ def create(name: str, num_classes: int, **options: Any) -> nn.Module:
 
     Args:
       name: "conv_small" (the paper's MNIST network), "mlp", "resnet18_cifar",
-        "potentials" (1-Lipschitz in W), "resnet8_strided" (for a CPU),
+        "potentials" (1-Lipschitz in W), "whitened" (for CIFAR-10), "resnet8_strided" (for a CPU),
         "resnet18" or "resnet50" (ImageNet stem).
       num_classes: number of logits.
       **options: fields of the module: `widths` and `hidden` of `ConvSmall`;
-        `widths` of `Mlp`; those of `PotentialNet`;
+        `widths` of `Mlp` and `WhitenedNet`; those of `PotentialNet`;
         `width`, `mean`, `std`, `stages` of `ResNet`.
 
     Returns:

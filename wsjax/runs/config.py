@@ -95,6 +95,7 @@ class TrainBlock:
     objective: str = Objective.name
     copies: int = Objective.copies  # Noisy copies of each image in a batch.
     consistency: float = Objective.consistency  # Weight of the objective of that name.
+    label_smoothing: float = Objective.label_smoothing  # Spread over all classes.
     # Of smooth_adversarial, in standard deviations of the noise.
     attack_radius: float = Objective.attack_radius
     # Of flow_adversarial, in pixels x fraction of mass; its gradient steps, iterations
@@ -110,7 +111,8 @@ class TrainBlock:
     potential_learning_rate: float = 0.0  # Peak, for potentials, in pixels;
     bias_learning_rate: float = 0.0  # for what is added to them, in the unit of radii.
     augment: str = "none"  # "crop_flip", "flip" or "affine".
-    optimizer: str = "sgd"
+    optimizer: str = "sgd"  # "adam", or "muon" for kernels of convolutions,
+    adam_learning_rate: float = 0.0  # the peak for other parameters then.
     learning_rate: float
     momentum: float = 0.9
     weight_decay: float = 0.0

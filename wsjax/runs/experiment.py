@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from wsjax import metrics, models, smoothing
+from wsjax import data, metrics, models, smoothing
 from wsjax.attacks import registry
-from wsjax.runs import artefact, manifest
+from wsjax.runs import artefact, manifest, streams
 from wsjax.runs.config import (
     Config,
     ModelBlock,
@@ -53,24 +53,47 @@ def check_purpose(module: Any, block: TrainBlock) -> None:
         )
 
 
-def make_start(module: Any, examples: Examples, seed: int) -> Callable | None:
-    """What changes fresh parameters of a module, or None; the images are read then.
+# Images that statistics of what a network will see are taken of.
+_SEEN = 2_000
+
+
+def make_start(
+    module: Any, examples: Examples, seed: int, noise: Any = None
+) -> Callable | None:
+    """What changes fresh variables of a module, or None; the images are read then.
 
     Args:
       module: from `make_model`.
       examples: the training set.
-      seed: of the choice of images.
+      seed: of the choice of images, and of their noise.
+      noise: what the module is trained under, as `loop.train` takes it.
     """
-    if not certifies_itself(module):
+    if not hasattr(module, "started"):
         return None
 
-    def start(params):
+    def start(variables):
+        if not certifies_itself(module):
+            count = min(_SEEN, len(examples))
+            batch = next(examples.data.train_batches(count, seed=seed, epoch=0))
+            key = streams.stream_key(seed, streams.START)
+            images = data.as_float(batch.images, examples.data.scale)
+            return module.started(variables, _noisy(key, images, noise))
         if examples.data.arrays is None:
-            return params
+            return variables
         images, labels = examples.data.arrays
-        return module.started(params, images, labels, seed)
+        params = module.started(variables["params"], images, labels, seed)
+        return {**variables, "params": params}
 
     return start
+
+
+def _noisy(key, images, noise):
+    """A noisy copy of each image, as training starts with them."""
+    noise = steps.as_noise(noise)
+    draw = jax.jit(
+        lambda images: steps.perturb_batch(key, images, noise.law(noise.init()), False)
+    )
+    return np.asarray(draw(images))
 
 
 def ground_metric(config: Config) -> str:

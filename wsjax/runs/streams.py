@@ -13,7 +13,7 @@ import numpy as np
 
 from wsjax.fast_random import make_key
 
-TRAIN, CERTIFY, ATTACK, VERIFY = range(4)
+TRAIN, CERTIFY, ATTACK, VERIFY, START = range(5)
 
 
 def stream_key(seed: int, stream: int) -> jax.Array:

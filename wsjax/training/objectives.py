@@ -38,6 +38,8 @@ class Objective:
         that the lead over each class certifies is beyond the one that is aimed at.
       copies: noisy copies of each image of a batch.
       consistency: weight of the divergence.
+      label_smoothing: probability spread evenly over all classes in what the
+        cross-entropy of every objective but "radius" compares with.
       attack_radius: length of the adversarial step, in standard deviations of the
         noise: a step of 1 costs an adversary the certificate scale c.
       ball_radius: Wasserstein distance that "flow_adversarial" moves images within,
@@ -54,6 +56,7 @@ class Objective:
     name: str = "cross_entropy"
     copies: int = 1
     consistency: float = 5.0
+    label_smoothing: float = 0.0
     attack_radius: float = 1.0
     ball_radius: float = 0.0
     ball_steps: int = 7
@@ -83,6 +86,10 @@ class Objective:
             value = getattr(self, field)
             if not (isinstance(value, numbers.Real) and 0 <= float(value) < math.inf):
                 raise ValueError(f"train.{field}={value!r} is negative or not finite.")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(
+                f"train.label_smoothing={self.label_smoothing!r} is outside [0, 1)."
+            )
         for field in ("ball_steps", "ball_inner_steps"):
             value = getattr(self, field)
             if value != int(value) or value < 1:
@@ -161,6 +168,8 @@ class Objective:
         logs = jax.nn.log_softmax(found)
         own = jnp.take_along_axis(logs, labels[None, :, None], axis=-1)
         loss = -own.mean()
+        if self.name != "radius":
+            loss += self.label_smoothing * (own - logs).mean()
         if self.name == "consistency":
             log_mean = _log_mean(logs)
             mean = jnp.exp(log_mean)

@@ -4,10 +4,12 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import optax
+from optax import contrib
 
 SCHEDULES = ("constant", "cosine", "one_cycle")
-OPTIMIZERS = ("sgd", "adam")
+OPTIMIZERS = ("sgd", "adam", "muon")
 
 
 def make_optimizer(
@@ -17,6 +19,7 @@ def make_optimizer(
     total_steps: int,
     momentum: float = 0.9,
     weight_decay: float = 0.0,
+    adam_learning_rate: float = 0.0,
     schedule: str = "constant",
     noise_learning_rate: float | None = None,
     rates: Mapping[str, float] | None = None,
@@ -26,12 +29,14 @@ def make_optimizer(
 
     Args:
       optimizer: "sgd" with Nesterov-free momentum, weight decay added to the
-        gradient of every parameter (as the paper's protocol has it); or "adam" with
-        decoupled weight decay.
+        gradient of every parameter (as the paper's protocol has it); "adam" with
+        decoupled weight decay; or "muon", which makes the update of each kernel of a
+        convolution orthogonal, and is Adam with Nesterov's momentum for all others.
       learning_rate: peak of the schedule.
       total_steps: length of the schedule.
       momentum: of SGD.
       weight_decay: coefficient, 0 for none.
+      adam_learning_rate: peak for what "muon" leaves to Adam.
       schedule: "constant"; "cosine" from the peak to 0; or "one_cycle", up over the
         first 30 % of steps and down to almost 0.
       noise_learning_rate: peak for the parameters of learned noise, by Adam without
@@ -61,10 +66,23 @@ def make_optimizer(
             return optax.chain(
                 optax.add_decayed_weights(weight_decay), optax.sgd(rate, momentum)
             )
+        if optimizer == "muon":
+            return contrib.muon(
+                rate,
+                weight_decay=weight_decay,
+                adam_weight_decay=weight_decay,
+                adam_learning_rate=_rate(schedule, adam_learning_rate, total_steps),
+                muon_weight_dimension_numbers=_convolutions,
+            )
         return optax.adamw(rate, weight_decay=weight_decay)
 
     if optimizer not in OPTIMIZERS:
         raise ValueError(f"optimizer={optimizer!r} is not one of {OPTIMIZERS}.")
+    if optimizer == "muon" and not adam_learning_rate > 0:
+        raise ValueError(
+            f'adam_learning_rate={adam_learning_rate!r} is not positive: optimizer="muon" '
+            f"is for kernels of convolutions, and Adam for all other parameters."
+        )
     model = at(learning_rate)
     if rates:
         for name, peak in rates.items():
@@ -106,6 +124,12 @@ def projected(
         return optax.tree.sub(after, params), state
 
     return optax.GradientTransformation(optimizer.init, update)
+
+
+def _convolutions(params):
+    """For each parameter which axes of it Muon takes as a matrix's, None for Adam."""
+    matrix = contrib.MuonDimensionNumbers((0, 1, 2), (3,))
+    return jax.tree.map(lambda x: matrix if x.ndim == 4 else None, params)
 
 
 def _begin(beginnings, params):

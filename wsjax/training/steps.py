@@ -53,11 +53,12 @@ def init_state(
 ) -> TrainState:
     """Fresh parameters of a classifier and of learned noise; uses up `key`.
 
-    `start` may change those of the classifier.
+    `start` may change the variables of the classifier.
     """
     images = jnp.zeros((1, *image_shape), jnp.float32)
     variables = jax.jit(module.init)(key, images)
-    params = variables["params"] if start is None else start(variables["params"])
+    variables = variables if start is None else start(variables)
+    params = variables["params"]
     noise_params = as_noise(noise).init()
     return TrainState(
         step=jnp.zeros((), jnp.int32),
