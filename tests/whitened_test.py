@@ -1,12 +1,16 @@
 """The network on whitened patches, and its fast convolution."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
 from wsjax import models
+from wsjax.data.dataset import make_dataset
 from wsjax.models import fast_conv
+from wsjax.runs import experiment
 
 
 def images_of(*shape):
@@ -63,6 +67,29 @@ class WhitenedNetTest(parameterized.TestCase):
         np.testing.assert_allclose(
             covariance, np.block([[eye, -eye], [-eye, eye]]), atol=0.1
         )
+
+    @parameterized.parameters(None, 0.5)
+    def test_a_run_starts_it_from_noisy_training_images(self, sigma):
+        stored = np.asarray(255 * self.images / self.images.max(), np.uint8)
+        examples = types.SimpleNamespace(
+            data=make_dataset(stored, np.arange(40, dtype=np.int32) % 5, 5, 255)
+        )
+
+        def noise(key, image):
+            return image + sigma * jax.random.normal(key, image.shape)
+
+        start = experiment.make_start(
+            self.module, examples, 3, None if sigma is None else noise
+        )
+        found = start(self.fresh)["batch_stats"]["whitening"]
+
+        clean = self.module.started(self.fresh, stored / np.float32(255))
+        expected = clean["batch_stats"]["whitening"]
+        size = np.linalg.norm(found) / np.linalg.norm(expected)
+        if sigma is None:
+            self.assertAlmostEqual(size, 1, places=4)
+        else:
+            self.assertLess(size, 0.7)
 
     def test_training_leaves_the_whitening_as_it_is(self):
         variables = self.module.started(self.fresh, self.images)

@@ -73,7 +73,7 @@ def make_start(
 
     def start(variables):
         if not certifies_itself(module):
-            count = min(_SEEN, len(examples))
+            count = min(_SEEN, len(examples.data))
             batch = next(examples.data.train_batches(count, seed=seed, epoch=0))
             key = streams.stream_key(seed, streams.START)
             images = data.as_float(batch.images, examples.data.scale)
