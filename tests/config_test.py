@@ -340,6 +340,7 @@ SENSE = {
     "-1": "smoothing.gamma",
     "0": "seed|data.start|data.limit|data.train_limit|smoothing.sigma|"
     "smoothing.certificate_scale|smoothing.gamma|smoothing.bins|train.consistency|"
+    "train.label_smoothing|train.adam_learning_rate|"
     "train.attack_radius|train.ball_radius|train.ball_warmup|train.radius|"
     "train.temperature|train.noise_learning_rate|train.potential_learning_rate|"
     "train.bias_learning_rate|train.momentum|train.weight_decay|certify.groups|"
@@ -351,7 +352,7 @@ SENSE = {
     "1000000000": "seed|data.stride|data.start|data.limit|data.train_limit|"
     "train.checkpoint_every|train.evaluate_every|certify.softness",
     "1000000000.0": "certify.softness",
-    "None": "model.num_classes|model.resnet*.dtype",
+    "None": "model.num_classes|model.resnet*.dtype|model.whitened.dtype",
     "True": "smoothing.wrap|smoothing.couple_channels|smoothing.wiener|train.noisy|"
     "train.share_noise|certify.local|attack.flow.targeted|attack.sinkhorn.clamp|"
     "attack.sinkhorn.abstention_counts|attack.dual.clamp_loss|attack.dual.early_stop|"
@@ -360,7 +361,7 @@ SENSE = {
     "(1, 2)": "certify.at_radii|attack.dual.epsilons|model.*.widths|"
     "model.potentials.groups|model.resnet*.stages|model.resnet*.mean|model.resnet*.std",
     "(-1,)": "model.resnet*.mean",
-    "0.5": "smoothing.sigma|smoothing.certificate_scale|smoothing.gamma|"
+    "0.5": "train.label_smoothing|train.adam_learning_rate|smoothing.sigma|smoothing.certificate_scale|smoothing.gamma|"
     "train.consistency|train.attack_radius|train.ball_radius|train.ball_warmup|"
     "train.radius|train.temperature|train.noise_learning_rate|"
     "train.potential_learning_rate|train.bias_learning_rate|train.learning_rate|"
