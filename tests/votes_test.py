@@ -608,6 +608,41 @@ class StepsTest(parameterized.TestCase):
             actual, count_votes(key, image, whole, perturb, n=30)
         )
 
+    @parameterized.named_parameters(
+        ("ten_bits", lambda x: jax.lax.reduce_precision(x, 8, 10)),
+        ("bias", lambda x: x + 0.001),
+        ("clipped", lambda x: jnp.maximum(x, -1.0)),
+    )
+    def test_a_first_step_that_is_not_linear_is_refused(self, spoil):
+        class Spoiled(Steps):
+            def first(self, weights, images):
+                return jax.tree.map(spoil, super().first(weights, images))
+
+        for stack in (self.stack, self.stack[:, :2]):
+            with self.assertRaisesRegex(ValueError, "not linear: .* differ by"):
+                count_votes(
+                    make_key(0),
+                    stack,
+                    self.classifier(Spoiled),
+                    votes.Addition(noise.FlowLaplace(0.1)),
+                    n=20,
+                )
+
+    def test_first_steps_are_computed_in_full_precision_and_tried_once(self):
+        seen = []
+
+        class Watched(Steps):
+            def first(self, weights, images):
+                seen.append(jax.config.jax_default_matmul_precision)
+                return super().first(weights, images)
+
+        classify, perturb = self.classifier(Watched), votes.Addition(Grid())
+        for _ in range(2):
+            count_votes(make_key(0), self.stack, classify, perturb, n=20)
+            self.assertSetEqual(set(seen), {"highest"})
+            traced = len(seen)
+        self.assertLen(seen, traced)
+
     def test_logits_that_are_no_numbers_win_no_votes(self):
         stack = np.stack([self.stack[0], self.stack[1] * np.float32(np.nan)])
 

@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import inspect
 import math
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -137,7 +138,8 @@ def count_votes(
         up to the rounding of what comes next. Where `perturb` is an `Addition` and
         `classify` a `Partial` whose function also has methods `first`, linear in the
         images, and `rest`, with `rest(first(x))` the logits, `first` is done once for
-        each image and each draw, not for each copy. `models.classifier` makes such.
+        each image and each draw, not for each copy, in full precision.
+        `models.classifier` makes such. That it is linear is tried on a few images.
       classify: `[B, H, W, C] -> [B, K]` logits; a vote goes to the largest, ties
         to the smallest class index. See `as_argument` for weights.
       perturb: `(key, [H, W, C]) -> [H, W, C]`, one noisy copy, e.g. the method
@@ -155,7 +157,8 @@ def count_votes(
 
     Raises:
       ValueError: `n` or `block_size` is not positive, `start` is negative, draws reach
-        2**31, the backend is unknown, or the classifier's output is not `[B, K]`.
+        2**31, the backend is unknown, the classifier's output is not `[B, K]`, or its
+        first step is not linear.
     """
     devices = tuple(jax.local_devices() if devices is None else devices)
     images = np.asarray(image)[None]
@@ -341,6 +344,8 @@ def _count(
     program = _program(size, devices, int(groups), backend, alone)
     draws = np.array([start, start + n], np.int32)
     classify, perturb = as_argument(classify), as_argument(perturb)
+    if _goes_in_steps(classify, perturb, images.ndim - 1):
+        _check_linear(classify, images.shape[2:], images.dtype)
     # The host never reads a key: it would wait for the votes queued before.
     keys = keys if isinstance(keys, jax.Array) else jnp.stack(keys)
     same = (classify, perturb, keys, draws)
@@ -450,9 +455,8 @@ def _answer(classify, perturb, key, image):
 
     Its second argument says that there are any, which XLA cannot know.
     """
-    called = perturb.args[0] if perturb.func is _call else perturb.func
-    if image.ndim == 4 and _in_steps(classify) and isinstance(called, Addition):
-        return _answer_in_steps(classify, called.noise, key, image)
+    if _goes_in_steps(classify, perturb, image.ndim):
+        return _answer_in_steps(classify, _called(perturb).noise, key, image)
 
     def copies_of(draws):
         keys = _keys_of(draws, key)
@@ -472,9 +476,65 @@ def _answer(classify, perturb, key, image):
     return logits_of
 
 
-def _in_steps(classify):
-    """Whether a classifier comes with its linear first step and the rest apart."""
-    return hasattr(classify.func, "first") and hasattr(classify.func, "rest")
+def _called(perturb):
+    return perturb.args[0] if perturb.func is _call else perturb.func
+
+
+def _goes_in_steps(classify, perturb, axes):
+    """Whether noise is shared, and the classifier's linear first step and the rest apart."""
+    in_steps = hasattr(classify.func, "first") and hasattr(classify.func, "rest")
+    return axes == 4 and in_steps and isinstance(_called(perturb), Addition)
+
+
+def _first(classify, images):
+    """The first step of a classifier, in full precision.
+
+    Accelerators may round the factors of a product to ten bits. A sum of two such first
+    steps would be no function of the sum of images.
+    """
+    with jax.default_matmul_precision("highest"):
+        return classify.func.first(*classify.args, images, **classify.keywords)
+
+
+# Shapes of images that first steps were tried on.
+_LINEAR: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+_LINEAR_TO = (
+    2e-5  # Of the largest sum of sizes. float32 is within 2e-6, ten bits are not.
+)
+
+
+def _check_linear(classify, shape, dtype):
+    """Refuses a first step that is not linear, once for each classifier and shape."""
+    if shape in _LINEAR.setdefault(classify, set()):
+        return
+
+    @jax.jit
+    def off(classify):
+        ours, theirs = jax.random.normal(jax.random.key(0), (2, 3, *shape), dtype)
+        factor = jnp.asarray(1.7, dtype)
+        parts = _first(classify, ours), _first(classify, theirs)
+        found = _first(classify, ours + factor * theirs)
+
+        def of_one(found, one, other):
+            size = jnp.max(jnp.abs(one) + jnp.abs(factor * other))
+            worst = jnp.max(jnp.abs(found - one - factor * other))
+            return worst / jnp.where(size > 0, size, 1)
+
+        return jnp.stack(jax.tree.leaves(jax.tree.map(of_one, found, *parts))).max()
+
+    # Of arrays that are spread over processes, this one's copy.
+    own = jax.tree.map(
+        lambda x: x.addressable_data(0) if isinstance(x, jax.Array) else x, classify
+    )
+    worst = float(off(own))
+    if worst > _LINEAR_TO:
+        raise ValueError(
+            f"The method first of the classifier is not linear: first(a + 1.7 b) and "
+            f"first(a) + 1.7 first(b) differ by {worst:.2g} of their size, more than "
+            f"{_LINEAR_TO:g}. Take out biases, and compute in full precision; or share "
+            f"no draws."
+        )
+    _LINEAR[classify].add(shape)
 
 
 def _answer_in_steps(classify, noise, key, image):
@@ -484,7 +544,7 @@ def _answer_in_steps(classify, noise, key, image):
     each copy.
     """
     given, options = classify.args, classify.keywords
-    first = functools.partial(classify.func.first, *given, **options)
+    first = functools.partial(_first, classify)
     rest = functools.partial(classify.func.rest, *given, **options)
     of_images = first(jax.vmap(noise.picture)(image))
     strength = jax.vmap(noise.strength)(image)
