@@ -246,9 +246,30 @@ class FlowAttackTest(chex.TestCase):
         victim = Victim(classifier(weights), answer=answer)
         settings = dataclasses.replace(SETTINGS, max_steps=5, levels=255)
         flow_attack(images, labels, victim, key=jax.random.key(0), settings=settings)
-        # Before, of two candidates ten times at least, and to verify.
-        self.assertGreater(len(seen), 3 * 20)
+        # Before, of two candidates, ten times on the segments, and to verify.
+        self.assertGreater(len(seen), 3 * 10)
         self.assertLen(set(seen), len(seen))
+
+    @parameterized.parameters(1, 3)
+    def test_what_others_are_asked_does_not_change_the_draws(self, batch_size):
+        images, labels, weights = linear_case(0, 3)
+        labels = labels * [1, 0, 1]  # The second is wrong before anything is asked.
+        asked = {}
+
+        def answer(keys, points):
+            scores = np.tensordot(np.asarray(points), weights, 3)
+            asked.setdefault(batch, set()).update(
+                map(tuple, jax.random.key_data(keys).tolist())
+            )
+            return (scores > 0).astype(int)
+
+        victim = Victim(classifier(weights), answer=answer)
+        keys = jax.random.split(jax.random.key(0), 3)
+        for batch in (2, batch_size):
+            settings = dataclasses.replace(SETTINGS, max_steps=5, batch_size=batch)
+            flow_attack(images, labels, victim, key=keys, settings=settings)
+        self.assertGreater(len(asked[2]), 20)
+        self.assertEqual(asked[2], asked[batch_size])
 
     def test_early_answers_lead_and_others_count(self):
         images, labels, weights = linear_case(0, 2)

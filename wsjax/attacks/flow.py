@@ -193,36 +193,43 @@ class _Group:
     real: np.ndarray
     victim: Victim
     settings: FlowAttack
-    asked: int = 0
 
-    def wrong(self, points, early=True):
-        """Whether the answers at `[B, H, W, C]` are wrong, by draws of their own."""
-        self.asked += 1
+    def __post_init__(self):
+        # How often each was asked: what others are asked must not change its draws.
+        self.asked = np.zeros(len(self.images), int)
+
+    def wrong(self, points, where, early=True):
+        """Whether the answers at `[B, H, W, C]` are wrong, by draws of their own.
+
+        Only images `where` that is true are asked, and can be.
+        """
+        where = self.real & where
+        self.asked += where
         answers = self.victim.ask(
             self.draws.keys_for(_ANSWER, number=self.asked),
             points,
             batch_size=len(points),
-            where=self.real,
+            where=where,
             max_votes=self.settings.num_votes if early else None,
         )
-        return self.real & is_wrong(answers, self.labels, self.settings.targeted)
+        return where & is_wrong(answers, self.labels, self.settings.targeted)
 
     def attack(self):
         """The parts of an `AttackResult`."""
         images, settings = self.images, self.settings
-        before = self.wrong(images, early=False)
+        before = self.wrong(images, True, early=False)
         best, distance = images.copy(), np.where(before, 0.0, np.inf)
         steps = np.where(before, 0, settings.max_steps * settings.restarts)
         if not before[self.real].all():
             for restart in range(settings.restarts):
                 edges = self.descend(restart)
                 for ends in _candidates(images, edges, settings):
-                    points, ok = self.shorten(ends)
+                    points, ok = self.shorten(ends, ~before)
                     points, far = self.judge(points, ok)
                     better = far < distance
                     best[better], distance[better] = points[better], far[better]
         success = np.isfinite(distance)
-        verified = success & self.wrong(best, early=False)
+        verified = self.wrong(best, success, early=False)
         return best, success, distance, steps, verified
 
     def descend(self, restart):
@@ -246,7 +253,7 @@ class _Group:
             )
         return state.edges
 
-    def shorten(self, ends):
+    def shorten(self, ends, where):
         """The first wrong answers on the segments from the images to their ends."""
         images = self.images
         ok = np.zeros(len(images), bool)
@@ -256,9 +263,9 @@ class _Group:
             if stretch > 1:
                 longer = images + np.float32(stretch) * (ends - images)
                 end = np.asarray(repair.nearest_valid(images, longer))
-            here = self.wrong(end) & ~ok
+            here = self.wrong(end, where & ~ok)
             chosen[here], ok = end[here], ok | here
-            if ok[self.real].all():
+            if ok[where & self.real].all():
                 break
         # The point kept is one that was asked: a vote there need not be won again.
         ends, kept = chosen, chosen.copy()
@@ -268,7 +275,7 @@ class _Group:
         for _ in range(halvings if ok.any() else 0):
             middle = (low + high) / 2
             points = _between(images, ends, middle)
-            there = self.wrong(points) & ok
+            there = self.wrong(points, ok)
             kept[there] = points[there]
             low, high = np.where(there, low, middle), np.where(there, middle, high)
         if by_vote:
@@ -292,7 +299,7 @@ class _Group:
             longer = images + np.float32(stretch) * (points - images)
             valid = repair.nearest_valid(images, longer)
             whole = repair.round_to_levels(images, valid, self.settings.levels)
-            here = self.wrong(whole) & ~done
+            here = self.wrong(whole, ~done)
             found[here], done = whole[here], done | here
             if done[self.real].all():
                 break

@@ -95,8 +95,7 @@ def ball_ascent(
         return jnp.moveaxis(moved, -1, 0)
 
     def climbed(points):
-        log_probability = losses.loss(logits_of(points), labels, "cross_entropy")
-        return -log_probability.sum()
+        return -losses.loss(logits_of(points), labels, "cross_entropy").sum()
 
     def stepped(points, directions, within):
         """Points `step_size` x `within` away, with the batch last."""
