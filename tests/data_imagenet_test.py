@@ -25,9 +25,9 @@ def photograph(seed, height=40, width=60):
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def encoded(picture, file_format="JPEG"):
+def encoded(picture, file_format="JPEG", **options):
     buffer = io.BytesIO()
-    picture.save(buffer, file_format)
+    picture.save(buffer, file_format, **options)
     return buffer.getvalue()
 
 
@@ -329,6 +329,25 @@ class PhotographsTest(parameterized.TestCase):
         self.assertEqual(actual.shape, (40, 60, 3))
         expected = np.array(picture.convert("RGB"), int)
         self.assertLess(np.abs(actual - expected).mean(), 3)  # JPEG's error.
+
+    @parameterized.product(
+        mode=("L", "RGB", "CMYK"),
+        options=({}, {"progressive": True}, {"restart_marker_blocks": 1}),
+    )
+    def test_an_end_mark_before_the_end_is_seen(self, mode, options):
+        gray = Image.new("RGB", (60, 40), (128,) * 3)  # As decoders fill up.
+        for picture in (photograph(0, 64, 96), gray):
+            whole = encoded(picture.convert(mode), **options)
+            photographs.decode(whole, "x")
+        content = encoded(photograph(0, 64, 96).convert(mode), **options)
+        cut = content[: len(content) * 4 // 5]
+        for damaged in (cut + b"\xff\xd9", cut + b"\xff\xd9" + content[len(cut) :]):
+            with self.assertRaisesRegex(ValueError, "x cannot be decoded"):
+                photographs.decode(damaged, "x")
+        # A thumbnail has marks of its own, and what comes after the image is none.
+        about = b"\xff\xe1" + (len(whole) + 2).to_bytes(2, "big") + whole
+        kept = content[:2] + about + content[2:] + whole
+        photographs.decode(kept, "x")
 
     def test_sixteen_bits_are_refused_rather_than_cut_off(self):
         deep = Image.fromarray(np.full((5, 5), 60_000, np.uint16))

@@ -43,6 +43,18 @@ class SummarizeTest(absltest.TestCase):
 
         self.assertAlmostEqual(summary.median_radius, 0.005)  # Of -1, 0, .01, .04.
 
+    def test_labels_that_are_no_classes_are_refused(self):
+        plain = FOUND._replace(votes=None)
+        for label, found, message in (
+            (3, FOUND, r"Image 1 has the label 3.*from 0 to 2 \(2 such labels\)"),
+            (-1, FOUND, "the label -1"),
+            (-1, plain, "the label -1.*from 0 "),
+        ):
+            labels = np.array([0, label, 2, label, 0])
+            with self.assertRaisesRegex(ValueError, message):
+                summarize(labels, found)
+        summarize(np.array([0, 3, 2, 3, 0]), plain)  # How many there are is unknown.
+
     def test_votes_may_differ_in_number(self):
         votes, nothing = np.array([[1, 1], [30, 10]]), np.zeros(2)
 

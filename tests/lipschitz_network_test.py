@@ -206,6 +206,10 @@ class NetworkTest(absltest.TestCase):
         with self.assertRaisesRegex(ValueError, "Row 0 of the last layer has L1 norm"):
             dataclasses.replace(net, last=last)
 
+    def test_only_such_networks_certify_themselves(self):
+        with self.assertRaisesRegex(TypeError, "a function, not a LipschitzNetwork"):
+            LipschitzScores(lambda images: images.sum((1, 2, 3)))
+
     def test_a_bad_image_does_not_cost_those_before_it(self):
         certifier, points = LipschitzScores(small_network()), list(images(4))
         cases = {

@@ -29,6 +29,7 @@ from wsjax.certifiers.at_radii import FIRST_LOOK
 
 SHAPE = (4, 5, 1)
 SMOOTHING = make_smoothing("flow_laplace", 0.05, "l2")
+VOTES = {"n": 100, "alpha": 0.05}
 
 
 def brightest_row(images):
@@ -101,6 +102,30 @@ class AskTest(chex.TestCase):
         self.assertEqual({*calm, *hasty}, {ABSTAIN, 1})
         # Asked often, early answers are at a stricter level.
         self.assertTrue((hasty != lax).any())
+
+    @parameterized.product(
+        attack=(flow_attack, sinkhorn_attack), label=(-1, 4, 2**31 - 1)
+    )
+    def test_labels_that_are_no_classes_are_refused(self, attack, label):
+        images, labels = pictures(3), np.array([0, label, label])
+        for victim in (brightest_row, smoothed(brightest_row, SMOOTHING, **VOTES)):
+            with self.assertRaisesRegex(
+                ValueError, rf"Image 1 has the label {label}, .* 4 classes, 0 to 3 \(2"
+            ):
+                attack(images, labels, victim, key=jax.random.key(0))
+
+    @parameterized.parameters(
+        (lambda images: None, r"nothing \(None\)"),
+        (lambda images: (brightest_row(images), 1), "a tuple"),
+        (lambda images: brightest_row(images).argmax(1), r"int32 of shape \(1,\)"),
+        (lambda images: brightest_row(images).astype(int), "int32. It"),
+    )
+    def test_what_returns_no_logits_is_refused(self, classify, message):
+        for attack in (flow_attack, sinkhorn_attack):
+            with self.assertRaisesRegex(ValueError, message):
+                attack(pictures(1), np.zeros(1, int), classify)
+        with self.assertRaisesRegex(ValueError, message.replace("(1,", "(2,")):
+            Victim(classify).ask(None, pictures(2), batch_size=2)
 
     def test_wrong_answers(self):
         answers, labels = np.array([0, 1, ABSTAIN]), np.array([0, 0, 0])

@@ -505,6 +505,11 @@ class ErrorsTest(parameterized.TestCase):
         ("one_image_at_a_time", lambda images: classify(images)[0]),
         ("labels", lambda images: jnp.argmax(classify(images), axis=-1)),
         ("maps", lambda images: images),
+        ("one_class", lambda images: classify(images)[:, :1]),
+        ("whole_numbers", lambda images: classify(images).astype(int)),
+        ("a_tuple", lambda images: (classify(images), {})),
+        ("a_dict", lambda images: {"logits": classify(images)}),
+        ("none", lambda images: None),
     )
     def test_refuses_what_are_no_logits(self, classify):
         with self.assertRaisesRegex(ValueError, r"should return logits \[B, K\]"):

@@ -56,10 +56,19 @@ def summarize(labels: np.ndarray, found: Outcomes) -> Summary:
       A `Summary`.
 
     Raises:
-      ValueError: there are no images.
+      ValueError: there are no images, or a label is no class.
     """
+    labels = np.asarray(labels)
     if len(labels) == 0:
         raise ValueError("There are no rows to summarize yet.")
+    classes = np.inf if found.votes is None else found.votes.shape[1]
+    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
+    if wrong.size:
+        raise ValueError(
+            f"Image {wrong[0]} has the label {labels[wrong[0]]}, which is no class: they "
+            f"are numbered from 0{'' if found.votes is None else f' to {classes - 1}'} "
+            f"({wrong.size} such labels)."
+        )
     scores = published_scores(labels, found.labels, found.radii)
     right = found.labels == labels
     base = mean = median = times = None

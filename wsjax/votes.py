@@ -470,7 +470,7 @@ def _answer(classify, perturb, key, image):
     def logits_of(draws, any_draws):
         copies = _made_once(copies_of, draws, any_draws)
         copies = copies.reshape(-1, *image.shape[-3:])
-        logits = _checked(classify(copies), len(copies))
+        logits = check_logits(classify(copies), len(copies))
         return logits.reshape(*image.shape[:-3], len(draws), -1)
 
     return logits_of
@@ -566,7 +566,7 @@ def _answer_in_steps(classify, noise, key, image):
             copies = of_image[:, None] + factor.astype(of_noise.dtype) * of_noise
             return copies.reshape(-1, *of_noise.shape[1:])
 
-        logits = _checked(
+        logits = check_logits(
             rest(jax.tree.map(combine, of_images, of_noise)), len(image) * len(draws)
         )
         return logits.reshape(len(image), len(draws), -1)
@@ -574,12 +574,28 @@ def _answer_in_steps(classify, noise, key, image):
     return logits_of
 
 
-def _checked(logits, images):
-    """Logits; refuses a classifier that returned something else for so many images."""
-    if logits.ndim != 2 or len(logits) != images:
+def check_logits(logits: Any, images: int) -> jax.Array:
+    """Logits; refuses a classifier that returned something else for so many images.
+
+    Raises:
+      ValueError: it is no array `[B, K]` of real numbers, with K at least 2.
+    """
+    wanted = f"It should return logits [B, K], here [{images}, number of classes]"
+    if not hasattr(logits, "shape") or not hasattr(logits, "dtype"):
+        kind = "nothing (None)" if logits is None else f"a {type(logits).__name__}"
         raise ValueError(
-            f"classify turned {images} images into {logits.shape}; it should return "
-            f"logits [B, K], here [{images}, number of classes]."
+            f"classify turned {images} images into {kind}. {wanted}, and nothing beside "
+            f"them: pick them out of what a model returns, in a function around it."
+        )
+    if logits.ndim != 2 or len(logits) != images or logits.shape[1] < 2:
+        raise ValueError(
+            f"classify turned {images} images into {logits.dtype} of shape "
+            f"{logits.shape}. {wanted}, at least two."
+        )
+    if not jnp.issubdtype(logits.dtype, jnp.floating):
+        raise ValueError(
+            f"classify turned {images} images into {logits.dtype}. {wanted}, as floats: "
+            f"not the classes themselves, nor votes for them."
         )
     return logits
 

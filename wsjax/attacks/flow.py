@@ -24,7 +24,14 @@ import numpy as np
 from wsjax.attacks import losses, polytope, repair
 from wsjax.attacks.checks import check_images, check_settings
 from wsjax.attacks.growing import AttackResult
-from wsjax.attacks.victims import Draws, Victim, as_victim, image_draws, is_wrong
+from wsjax.attacks.victims import (
+    Draws,
+    Victim,
+    as_victim,
+    check_labels,
+    image_draws,
+    is_wrong,
+)
 from wsjax.transport import exact_distance
 
 # Candidates for the end of the segment, beyond the point that the search found.
@@ -148,13 +155,14 @@ def flow_attack(
 
     Raises:
       ValueError: images are outside [0, 1], not finite or all black; shapes do not
-        agree; `key` is missing; a logit is NaN or infinite.
+        agree; a label is no class; `key` is missing; a logit is NaN or infinite.
 
     Source: this project; the radius follows Pintor et al., "Fast Minimum-norm
     Adversarial Attacks through Adaptive Norm Constraints", 2021.
     """
     originals, right = check_images(images, labels)
     victim, total = as_victim(victim), len(originals)
+    check_labels(victim, originals, right)
     if key is None and settings.restarts > 1:
         raise ValueError("An attack with restarts is random: pass key=.")
     draws = image_draws(victim, key, total)

@@ -18,6 +18,7 @@ from wsjax.attacks.victims import (
     Draws,
     Victim,
     as_victim,
+    check_labels,
     image_draws,
     is_wrong,
 )
@@ -120,10 +121,11 @@ def grow(
 
     Raises:
       ValueError: images are outside [0, 1], not finite or all black; shapes do not
-        agree; `key` is missing; a logit is NaN or infinite.
+        agree; a label is no class; `key` is missing; a logit is NaN or infinite.
     """
     originals, right = check_images(images, labels)
     victim, count = as_victim(victim), len(originals)
+    check_labels(victim, originals, right)
     draws = image_draws(victim, key, count)
     points, steps = originals.copy(), np.zeros(count, np.int32)
 

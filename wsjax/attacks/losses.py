@@ -5,6 +5,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from wsjax.votes import check_logits
+
 LOSSES = ("margin", "cross_entropy", "dlr")
 
 # Between the largest and the smallest logit. Softmaxes of much less are all alike, and
@@ -114,11 +116,12 @@ def mean_scores(
       of votes (one for the answer of the plain classifier).
     """
     if perturb is None:
-        logits = in_usual_unit(classify(images))
+        logits = in_usual_unit(check_logits(classify(images), len(images)))
         return logits, jax.nn.one_hot(logits.argmax(-1), logits.shape[-1])
     split = jax.vmap(lambda key: jax.random.split(key, num_samples))(keys)
     copies = jax.vmap(jax.vmap(perturb, (0, None)))(split, images)
-    logits = classify(copies.reshape(-1, *images.shape[1:]))
+    copied = copies.reshape(-1, *images.shape[1:])
+    logits = check_logits(classify(copied), len(copied))
     logits = in_usual_unit(logits.reshape(*copies.shape[:2], -1))
     votes = jax.nn.one_hot(logits.argmax(-1), logits.shape[-1]).mean(axis=1)
     scores = jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=1)

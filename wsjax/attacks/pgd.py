@@ -109,7 +109,7 @@ def sinkhorn_attack(
 
     Raises:
       ValueError: images are outside [0, 1], not finite or all black; shapes do not
-        agree; `key` is missing; a logit is NaN or infinite.
+        agree; a label is no class; `key` is missing; a logit is NaN or infinite.
 
     Source: Levine & Feizi, arXiv:1910.10783, Section 6 and published code; Wong,
     Schmidt & Kolter, arXiv:1902.07906, for the attack on a plain classifier.

@@ -19,7 +19,7 @@ from wsjax.certifiers.votes import FixedVotes
 from wsjax.network import LipschitzNetwork
 from wsjax.scores import ABSTAIN
 from wsjax.smoothing import Smoothing
-from wsjax.votes import as_argument
+from wsjax.votes import as_argument, check_logits
 
 _NOT_FINITE = -2  # Stands for the answer when a logit is NaN or infinite.
 
@@ -126,6 +126,31 @@ class BrokenLogits(ValueError):
 def as_victim(victim: Victim | Callable) -> Victim:
     """A victim as it is; any other callable as a plain classifier."""
     return victim if isinstance(victim, Victim) else Victim(victim)
+
+
+def check_labels(victim: Victim, images: np.ndarray, labels: np.ndarray) -> None:
+    """Refuses labels that are no classes of who is attacked; computes nothing.
+
+    Args:
+      victim: who is attacked.
+      images: `[N, H, W, C]`.
+      labels: `[N]` int.
+
+    Raises:
+      ValueError: a label is not from 0 to K - 1, or `classify` returns no logits.
+    """
+
+    def logits(classify, images):
+        return check_logits(classify(images), len(images))
+
+    one = jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype)
+    classes = jax.eval_shape(logits, as_argument(victim.classify), one).shape[1]
+    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
+    if wrong.size:
+        raise ValueError(
+            f"Image {wrong[0]} has the label {labels[wrong[0]]}, and the classifier "
+            f"{classes} classes, 0 to {classes - 1} ({wrong.size} such labels)."
+        )
 
 
 def smoothed(
@@ -267,6 +292,6 @@ def _keys_for(draws, purpose, number):
 
 @jax.jit
 def _argmax(images, classify):
-    logits = classify(images)
+    logits = check_logits(classify(images), len(images))
     finite = jnp.isfinite(logits).all(axis=-1)
     return jnp.where(finite, logits.argmax(axis=-1), _NOT_FINITE)

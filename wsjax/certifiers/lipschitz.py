@@ -38,7 +38,7 @@ class LipschitzScores(base.WithoutVotes):
     by, at either image, is taken from every lead.
 
     Attributes:
-      network: the weights.
+      network: the weights; TypeError for anything else.
       local: whether to look for a larger radius near each image, with
         `local_slopes.LocalSlopes`: as certain, in seconds an image.
     """
@@ -46,6 +46,13 @@ class LipschitzScores(base.WithoutVotes):
     network: LipschitzNetwork
     _: dataclasses.KW_ONLY
     local: bool = False
+
+    def __post_init__(self):
+        if not isinstance(self.network, LipschitzNetwork):
+            raise TypeError(
+                f"network is a {type(self.network).__name__}, not a LipschitzNetwork: a "
+                f"classifier without proven constants is certified by FixedVotes."
+            )
 
     columns: ClassVar[Mapping[str, str]] = {"rival": "int"}
 

@@ -22,8 +22,18 @@ from wsjax.training import learned_noise, objectives, optimizers, steps
 
 
 def make_model(block: ModelBlock, num_classes: int) -> Any:
-    """The Flax module of a config's `model` block."""
-    classes = block.num_classes or num_classes
+    """The Flax module of a config's `model` block.
+
+    Raises:
+      ValueError: it has fewer classes than the data set, or a setting that is refused.
+    """
+    classes = num_classes if block.num_classes is None else block.num_classes
+    if classes < num_classes:
+        raise ValueError(
+            f"model.num_classes={classes} is fewer than the {num_classes} classes of the "
+            f"data set, some of whose labels it could not return. Leave it out, or set "
+            f"it to {num_classes} or more."
+        )
     unit = {} if block.name == "potentials" else {"unit": block.unit}
     return models.create(block.name, classes, **unit, **block.fields)
 
