@@ -38,20 +38,12 @@ def least(**blocks):
 
 class ResolveTest(chex.TestCase):
     def test_a_model_with_fewer_classes_than_the_data_is_refused(self):
-        for classes in (3, 0, -1):
-            block = config.resolve(
-                ml_collections.ConfigDict(least(model={"num_classes": classes}))
-            ).model
-            with self.assertRaisesRegex(
-                ValueError, rf"model.num_classes={classes} is fewer than the 4 classes"
-            ):
-                experiment.make_model(block, 4)
-        self.assertEqual(
-            experiment.make_model(
-                dataclasses.replace(block, num_classes=7), 4
-            ).num_classes,
-            7,
-        )
+        given = ml_collections.ConfigDict(least(model={"num_classes": 3}))
+        block = config.resolve(given).model
+        message = "model.num_classes=3 is fewer than the 4 classes"
+        with self.assertRaisesRegex(ValueError, message):
+            experiment.make_model(block, 4)
+        self.assertEqual(experiment.make_model(block, 2).num_classes, 3)
 
     def test_fills_in_defaults(self):
         resolved = config.resolve(ml_collections.ConfigDict(LEAST))

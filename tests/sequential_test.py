@@ -2,6 +2,7 @@
 
 import functools
 import math
+from unittest import mock
 
 import numpy as np
 import oracles
@@ -139,6 +140,28 @@ class ChanceTest(parameterized.TestCase):
                 actual, law.sf(needed - 1), rtol=1e-5, atol=1e-12
             )
 
+    @parameterized.parameters(
+        (7, 3), (0, 0), (3, 0), (0, 4), (98, 2), (60_000, 40_000), (99_000, 1_000)
+    )
+    def test_without_end_it_is_that_of_a_beta_law(self, s, f):
+        further = 2**31
+        law = stats.beta(s + 0.5, f + 0.5)
+        for share in law.ppf([1e-6, 0.01, 0.5, 0.95]):
+            actual = chance(s, f, further, math.ceil(share * further))
+            self.assertAlmostEqual(actual / law.sf(share), 1, places=3)
+
+    @parameterized.parameters(
+        (500, 300, 300_000), (20, 1, 200_000), (90_000, 9, 120_000)
+    )
+    def test_panels_add_up_to_the_sum_of_all_terms(self, s, f, further):
+        for share in stats.beta(s + 0.5, f + 0.5).ppf([0.01, 0.3, 0.999]):
+            needed = int(share * further)
+            with mock.patch.object(sequential, "_MOST_TERMS", further):
+                expected = chance(s, f, further, needed)
+            with mock.patch.object(sequential, "_MOST_TERMS", 1_000):
+                actual = chance(s, f, further, needed)
+            self.assertAlmostEqual(actual / expected, 1, places=4)
+
     def test_ends_are_certain(self):
         self.assertEqual(chance(3, 4, 10, 0), 1)
         self.assertEqual(chance(3, 4, 10, -2), 1)
@@ -146,7 +169,7 @@ class ChanceTest(parameterized.TestCase):
         self.assertEqual(chance(3, 4, 0, 1), 0)
 
     def test_many_votes_neither_overflow_nor_vanish(self):
-        self.assertEqual(chance(90_000, 10_000, 10**6, 500_000), 1)
+        self.assertAlmostEqual(chance(90_000, 10_000, 10**6, 500_000), 1, places=4)
         self.assertLess(chance(10_000, 90_000, 10**6, 500_000), 1e-300)
 
 

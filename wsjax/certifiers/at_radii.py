@@ -6,6 +6,7 @@ draws that a fixed number of votes would take, whichever size the portions have.
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -111,13 +112,18 @@ class VotesAtRadii(VoteCertifier):
         sequential.looks(self.first_look, self.n)
         if not all(isinstance(radius, (int, float)) for radius in self.radii):
             raise ValueError(f"radii={self.radii!r} is not a list of numbers.")
-        check_radii(self.radii, self.smoothing.scores)
+        _ = self.thresholds  # Checks the radii.
+
+    @functools.cached_property
+    def thresholds(self) -> np.ndarray:
+        """What the probability of a class has to exceed, for each of the radii."""
+        return check_radii(self.radii, self.smoothing.scores)
 
     def certify_each(
         self, images: Iterable[Any], keys: Iterable[jax.Array] | None = None
     ) -> Iterator[Certificate]:
         theorem = self.smoothing.scores
-        thresholds = check_radii(self.radii, theorem)
+        thresholds = self.thresholds
         selecting = sequential.looks(self.first_look, self.n0)
         estimating = sequential.looks(self.first_look, self.n)
         counter = self.counter(share(self, self.first_look))
