@@ -10,6 +10,12 @@ beside them, and a curve in the figure and line in the summary with the others t
 in this workdir. A stopped run goes on from the rows it wrote.
 """
 
+if __name__ == "__main__":
+    # Before the imports, which take seconds.
+    from wsjax.console import signals
+
+    signals.end_on_signals()
+
 import dataclasses
 import functools
 import logging

@@ -13,6 +13,12 @@ Open MPI or a TPU tells the processes of each other, else with --coordinator=HOS
 --num_processes=N and --process_id=I. Rows are the same; docs/scaling.md tells more.
 """
 
+if __name__ == "__main__":
+    # Before the imports, which take seconds.
+    from wsjax.console import signals
+
+    signals.end_on_signals()
+
 import collections
 import functools
 import logging

@@ -7,6 +7,12 @@ like: the same command goes on where it stopped, and ends with the same weights.
 Then run certify.py and attack.py with the same config and workdir.
 """
 
+if __name__ == "__main__":
+    # Before the imports, which take seconds.
+    from wsjax.console import signals
+
+    signals.end_on_signals()
+
 import functools
 import logging
 

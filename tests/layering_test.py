@@ -30,7 +30,7 @@ LAYERS = (
     ("smoothing", "network"),
     ("local_slopes",),
     ("certifiers",),
-    ("evaluation",),
+    ("evaluation", "_names"),
     # Here the core ends: what is below needs jax, numpy and scipy alone.
     ("files",),
     ("console", "data", "models", "plots"),
@@ -124,7 +124,10 @@ def source_files():
 
 class ImportTest(parameterized.TestCase):
     def test_import_wsjax_needs_jax_numpy_and_scipy_alone(self):
-        code = "import sys, wsjax; print(*{name.split('.')[0] for name in sys.modules})"
+        code = (
+            "import sys, wsjax; assert 'jax' not in sys.modules; wsjax.FlowPlan; "
+            "print(*{name.split('.')[0] for name in sys.modules})"
+        )
         loaded = subprocess.run(
             [sys.executable, "-c", code],
             cwd=ROOT,
@@ -157,7 +160,8 @@ class ImportTest(parameterized.TestCase):
 
     def test_the_public_names_are_those_of_the_core(self):
         allowed = {*CORE, *wsjax.__all__}
-        self.assertContainsSubset(wsjax_modules(PACKAGE / "__init__.py"), allowed)
+        self.assertContainsSubset(wsjax_modules(PACKAGE / "_names.py"), allowed)
+        self.assertEqual(wsjax_modules(PACKAGE / "__init__.py"), {"_names"})
 
     def test_sequential_decisions_lean_on_bounds_alone(self):
         self.assertEqual(wsjax_modules(PACKAGE / "sequential.py"), {"confidence"})
@@ -279,6 +283,10 @@ class DocumentationTest(parameterized.TestCase):
     def test_public_names_are_there_and_listed_once(self):
         for name in wsjax.__all__:
             self.assertTrue(hasattr(wsjax, name), name)
+        self.assertContainsSubset(wsjax.__all__, dir(wsjax))
+        self.assertEqual(wsjax.noise.__name__, "wsjax.noise")
+        with self.assertRaisesRegex(AttributeError, "no attribute 'nothing'"):
+            wsjax.nothing  # noqa: B018
         self.assertLen(set(wsjax.__all__), len(wsjax.__all__))
 
 

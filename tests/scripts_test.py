@@ -302,6 +302,16 @@ class ScriptsTest(chex.TestCase):
             self.assertEqual(entry["config"]["certify"]["alpha"], alpha)
         self.assertLen(self.rows(workdir), 2)
 
+    def test_devices_that_are_not_there_take_a_sentence(self):
+        code, out, err = tiny_runs.run_forked(
+            "certify.py",
+            *self.arguments(self.folder / "elsewhere"),
+            prelude="import jax; jax.config.update('jax_platforms', 'cuda')",
+        )
+        self.assertEqual((code, out), (1, ""))
+        self.assertStartsWith(err, "error: JAX finds no device of JAX_PLATFORMS=cuda")
+        self.assertLen(err.splitlines(), 1)
+
     def test_report_overlays_runs(self):
         figure = self.folder / "both.png"
         code, out, err = tiny_runs.run(

@@ -7,60 +7,24 @@ in subpackages that are imported by name, and so does what is told of in fewer w
 `wsjax.spectrum`, `wsjax.confidence`, `wsjax.certificates`, `wsjax.scores`.
 """
 
-from wsjax._version import __version__
-from wsjax.certifiers.at_radii import VotesAtRadii
-from wsjax.certifiers.base import Certificate, Certifier, Prediction
-from wsjax.certifiers.lipschitz import LipschitzScores
-from wsjax.certifiers.nearest import NearestNeighbours
-from wsjax.certifiers.pilot import PilotVotes
-from wsjax.certifiers.votes import Counting, FixedVotes
-from wsjax.fast_random import make_key
-from wsjax.fast_transport import bounded_distance
-from wsjax.flow import (
-    FlowPlan,
-    apply_flow,
-    flow_cost,
-    flow_shape,
-    image_mass,
-    normalize_mass,
-)
-from wsjax.gaussian import ColouredGaussian, GaussianView
-from wsjax.noise import FlowGaussian, FlowLaplace, FlowUniform, NoiseLaw, PixelLaplace
-from wsjax.scores import ABSTAIN
-from wsjax.smoothing import Smoothing, gaussian_smoothing, make_smoothing
-from wsjax.transport import exact_distance
-from wsjax.votes import count_votes
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "ABSTAIN",
-    "Certificate",
-    "Certifier",
-    "ColouredGaussian",
-    "Counting",
-    "FixedVotes",
-    "FlowGaussian",
-    "FlowLaplace",
-    "FlowPlan",
-    "FlowUniform",
-    "GaussianView",
-    "LipschitzScores",
-    "NearestNeighbours",
-    "NoiseLaw",
-    "PilotVotes",
-    "PixelLaplace",
-    "Prediction",
-    "Smoothing",
-    "VotesAtRadii",
-    "__version__",
-    "apply_flow",
-    "bounded_distance",
-    "count_votes",
-    "exact_distance",
-    "flow_cost",
-    "flow_shape",
-    "gaussian_smoothing",
-    "image_mass",
-    "make_key",
-    "make_smoothing",
-    "normalize_mass",
-]
+if TYPE_CHECKING:
+    from wsjax._names import *
+
+
+# When one of them is asked for, and not before: JAX takes seconds to come, and a
+# program wants to heed signals from the start (`wsjax.console.signals`).
+def __getattr__(name: str) -> Any:
+    import importlib.util
+
+    if importlib.util.find_spec(f"wsjax.{name}"):
+        return importlib.import_module(f"wsjax.{name}")
+    names = importlib.import_module("wsjax._names")
+    if name not in ("__all__", *names.__all__):
+        raise AttributeError(f"module 'wsjax' has no attribute {name!r}")
+    return globals().setdefault(name, getattr(names, name))
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__getattr__("__all__")})

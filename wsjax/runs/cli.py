@@ -11,6 +11,7 @@ import sys
 import sysconfig
 import threading
 import traceback
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +21,8 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from wsjax import files
-from wsjax.console.signals import Stopped
+from wsjax.console import signals
+from wsjax.console.output import quiet_when_unread
 from wsjax.runs import cluster, ranges
 from wsjax.runs.config import Config, resolve
 from wsjax.runs.manifest import prepare_workdir
@@ -58,11 +60,14 @@ def run(
     """
     if counts_votes:
         one_cpu_device_per_core()
+    # What libraries are warned of is for their authors, even under `python -W error`.
+    warnings.filterwarnings("ignore", module=r"(?!wsjax\b|__main__)")
     names = ["config", "workdir", "trained", "debug"]
     for name in [*names, *(cluster.FLAGS if several_processes else ())]:
         # So that --help lists them under the script.
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
-    app.run(lambda argv: _call(main, argv, several_processes), flags_parser=_parse)
+    with quiet_when_unread():
+        app.run(lambda argv: _call(main, argv, several_processes), flags_parser=_parse)
 
 
 def one_cpu_device_per_core() -> None:
@@ -162,6 +167,7 @@ def _call(main, argv, several_processes):
         config_path = config_flags.get_config_filename(flags.FLAGS["config"])
         workdir = pathlib.Path(_WORKDIR.value or default_workdir(config_path))
         cluster.join()
+        _check_devices()
         if cluster.several() and not _DEBUG.value:
             # JAX aborts processes whose others are gone, and says so: the traces of
             # all threads, which absl would print then, bury it.
@@ -172,9 +178,11 @@ def _call(main, argv, several_processes):
                     workdir = prepare_workdir(workdir)
                     lock.enter_context(files.locked(workdir))
             main(config, workdir.absolute())
-    except Stopped as stopped:
-        print(f"{stopped}; run the same command to go on.", file=sys.stderr)
+    except signals.Stopped as stopped:
+        signals.tell(stopped)
         sys.exit(stopped.exit_code)
+    except BrokenPipeError:
+        raise  # Of standard output; no error.
     except cluster.ClusterError as error:
         # All processes end here at the same time, and may wait for each other.
         if _DEBUG.value:
@@ -193,6 +201,18 @@ def _call(main, argv, several_processes):
         if _DEBUG.value or not isinstance(error, cluster.EXPLAINED):
             raise
         _fail(_sentence(error))
+
+
+def _check_devices():
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # The latter without CUDA.
+        wanted = jax.config.jax_platforms  # type: ignore[attr-defined]
+        raise ValueError(
+            f"JAX finds no device of JAX_PLATFORMS={wanted or ''} here "
+            f"({_one_line(str(error)) or 'not installed'}). Leave it out for the best "
+            f"there is, or set it to cpu."
+        ) from error
 
 
 def _out_of_memory(error):

@@ -5,6 +5,12 @@
 prints one table for several runs and overlays their curves.
 """
 
+if __name__ == "__main__":
+    # Before the imports, which take seconds.
+    from wsjax.console import signals
+
+    signals.end_on_signals()
+
 import argparse
 import io
 import json
@@ -22,6 +28,7 @@ from rich.table import Table
 from wsjax import certificates, evaluation, files, plots, scores
 from wsjax.certifiers import registry
 from wsjax.certifiers.base import Certificate, Certifier, Outcomes, outside, refuse
+from wsjax.console.output import quiet_when_unread
 from wsjax.runs import manifest
 from wsjax.runs.rows import Rows, RowsError
 
@@ -349,10 +356,13 @@ def _main() -> None:
         if arguments.out:
             curves = {run.name: run.curve for run in runs}
             plots.accuracy_curves(arguments.out, curves, metric=runs[0].metric)
+    except BrokenPipeError:
+        raise  # Of standard output; no error.
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
 
 
 if __name__ == "__main__":
-    _main()
+    with quiet_when_unread():
+        _main()
