@@ -18,6 +18,7 @@ from wsjax.flow import (
     normalize_mass,
 )
 from wsjax.gaussian import ColouredGaussian, GaussianView
+from wsjax.host import HostClassifier
 from wsjax.noise import FlowGaussian, FlowLaplace, FlowUniform, NoiseLaw, PixelLaplace
 from wsjax.scores import ABSTAIN
 from wsjax.smoothing import Smoothing, gaussian_smoothing, make_smoothing
@@ -36,6 +37,7 @@ __all__ = [
     "FlowPlan",
     "FlowUniform",
     "GaussianView",
+    "HostClassifier",
     "LipschitzScores",
     "NearestNeighbours",
     "NoiseLaw",

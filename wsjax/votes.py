@@ -23,6 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from wsjax import host
+
 _AXIS = "devices"
 
 BACKENDS = ("pmap", "shard_map")
@@ -141,7 +143,8 @@ def count_votes(
         each image and each draw, not for each copy, in full precision.
         `models.classifier` makes such. That it is linear is tried on a few images.
       classify: `[B, H, W, C] -> [B, K]` logits; a vote goes to the largest, ties
-        to the smallest class index. See `as_argument` for weights.
+        to the smallest class index. See `as_argument` for weights. A
+        `host.HostClassifier` is asked on the host, and counts are NumPy's then.
       perturb: `(key, [H, W, C]) -> [H, W, C]`, one noisy copy, e.g. the method
         `perturb` of a noise law.
       n: number of draws, at least one.
@@ -339,11 +342,15 @@ def _count(
     images = images.astype(jax.dtypes.canonicalize_dtype(images.dtype), copy=False)
     if not all(map(_is_local, devices)):
         backend = "shard_map"
+    classify, perturb = as_argument(classify), as_argument(perturb)
+    if isinstance(classify.func, host.HostClassifier):
+        return _count_on_host(
+            keys, images, classify.func, perturb, n, start, block_size, devices, alone
+        )
     # Draws that make a block of copies of one image, or of a stack of them.
     size = max(1, int(block_size) // math.prod(images.shape[1:-3]))
     program = _program(size, devices, int(groups), backend, alone)
     draws = np.array([start, start + n], np.int32)
-    classify, perturb = as_argument(classify), as_argument(perturb)
     if _goes_in_steps(classify, perturb, images.ndim - 1):
         _check_linear(classify, images.shape[2:], images.dtype)
     # The host never reads a key: it would wait for the votes queued before.
@@ -352,6 +359,28 @@ def _count(
     if backend != "pmap":  # That copies by itself, a little faster.
         same = replicate(same, devices)
     return program(*same, _shares(images, devices, groups))
+
+
+def _count_on_host(
+    keys, images, classifier, perturb, n, start, block_size, devices, alone
+):
+    """`_count` for a classifier that runs on the host."""
+    if not all(map(_is_local, devices)):
+        raise ValueError(
+            "A HostClassifier runs on one process; give the images to one of them."
+        )
+    stack = images.shape[1:-3]
+    counted = host.count_votes(
+        classifier,
+        perturb,
+        [key for key in keys for _ in range(math.prod(stack))],
+        images.reshape(-1, *images.shape[-3:]),
+        n=n,
+        start=start,
+        block_size=int(block_size),
+        device=devices[0],
+    ).reshape(len(images), *stack, -1)
+    return counted[0] if alone else counted
 
 
 @functools.cache
