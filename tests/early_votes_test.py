@@ -176,6 +176,20 @@ class CertifyAtTest(parameterized.TestCase):
         found = at_radii(counting=counting).certify(image, key)
         self.assertEqual(self.found(found), expected)
 
+    def test_votes_that_certify_no_radius_are_refused(self):
+        least = next(
+            n
+            for n in range(1, 100)
+            if sequential.decide(
+                n, n, LAPLACE.scores.probability_for(0.03), n=n, alpha=0.05
+            )
+            == sequential.CERTIFIED
+        )
+        at_radii(n=least, n0=5, first_look=2)  # The larger radii may be out of reach.
+        message = f"n={least - 1} votes do not certify a radius of 0.03 at alpha=0.05"
+        with self.assertRaisesRegex(ValueError, message):
+            at_radii(n=least - 1, n0=5, first_look=2)
+
     def test_no_block_is_larger_than_a_share_of_the_first_look(self):
         sizes = []
 

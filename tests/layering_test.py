@@ -29,7 +29,7 @@ LAYERS = (
         "noise",
         "certificates",
     ),
-    ("gaussian", "fast_transport", "nearest", "potentials"),
+    ("gaussian", "fast_transport", "nearest", "potentials", "fixed"),
     ("smoothing", "network"),
     ("local_slopes",),
     ("certifiers",),

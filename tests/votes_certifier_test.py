@@ -307,7 +307,20 @@ class CertifyTest(CertificatesTestCase):
             certify(make_key(0), IMAGE, counting=Counting(backend="xmap"))
 
     def test_one_vote_is_a_number_of_votes(self):
-        self.assertEqual((fixed(n0=1).n0, fixed(n=1).n), (1, 1))
+        self.assertEqual((fixed(n0=1).n0, fixed(n=2, alpha=0.3).n), (1, 2))
+
+    @parameterized.parameters(
+        (0.05, "never", 5), (0.001, "auto", 10), (0.05, "always", 6), (0.4, "never", 2)
+    )
+    def test_votes_that_certify_nothing_are_refused(self, alpha, runner_up, least):
+        options = {"alpha": alpha, "use_runner_up": runner_up}
+        fixed(n=least, **options)
+        agreed = np.array([0, least - 1, 0])
+        nothing = certificate_from_votes(agreed, agreed, LAPLACE.scores, **options)
+        self.assertEqual(nothing.label, ABSTAIN)
+        message = f"n={least - 1} votes certify nothing at .*n={least} or more"
+        with self.assertRaisesRegex(ValueError, message):
+            fixed(n=least - 1, **options)
 
 
 class CertifyEachTest(CertificatesTestCase):

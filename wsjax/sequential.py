@@ -211,6 +211,11 @@ def decide(
     return np.where(certified, CERTIFIED, np.where(given_up, GIVEN_UP, UNDECIDED))[()]
 
 
+def can_certify(p0: float, *, n: int, alpha: float) -> bool:
+    """Whether `n` votes that all agree certify a probability above `p0`; see `decide`."""
+    return _least_to_certify(p0, n, alpha) <= n
+
+
 def out_of_reach(
     successes: int,
     trials: int,

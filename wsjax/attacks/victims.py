@@ -7,6 +7,7 @@ gradients are averaged; attacks do not know how answers are found.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -178,8 +179,12 @@ def smoothed(
     def answer(keys, images):
         return [each.label for each in voters.predict_each(images, keys)]
 
+    @functools.cache
+    def hasty(max_votes):
+        return dataclasses.replace(voters, n=max_votes, alpha=alpha / 100)
+
     def answer_early(keys, images, max_votes):
-        early = dataclasses.replace(voters, n=max_votes, alpha=alpha / 100)
+        early = hasty(max_votes)
         answers = early.predict_each(images, keys, first_look=FIRST_LOOK)
         return [each.label for each in answers]
 

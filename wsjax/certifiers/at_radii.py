@@ -112,7 +112,13 @@ class VotesAtRadii(VoteCertifier):
         sequential.looks(self.first_look, self.n)
         if not all(isinstance(radius, (int, float)) for radius in self.radii):
             raise ValueError(f"radii={self.radii!r} is not a list of numbers.")
-        _ = self.thresholds  # Checks the radii.
+        least = float(self.thresholds[0])
+        if not sequential.can_certify(least, n=self.n, alpha=self.alpha):
+            raise ValueError(
+                f"n={self.n} votes do not certify a radius of {self.radii[0]} at "
+                f"alpha={self.alpha}, even if all of them agree: a probability above "
+                f"{least:.6g} is needed. Take more votes, or smaller radii."
+            )
 
     @functools.cached_property
     def thresholds(self) -> np.ndarray:

@@ -6,6 +6,8 @@ draw, and no label is looked at.
 """
 
 import dataclasses
+import functools
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Self
@@ -13,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import jax
 import numpy as np
 
-from wsjax import confidence, scores, sequential, votes
+from wsjax import confidence, fixed, scores, sequential, votes
 from wsjax.certificates import ProbabilityScores
 from wsjax.certifiers import base, queue
 from wsjax.certifiers.base import Certificate, Outcomes, Prediction
@@ -83,7 +85,7 @@ class Counter:
         Raises:
           ValueError: `counting.groups` does not divide the number of devices.
         """
-        self._classify = votes.as_argument(classify)
+        self._classify = self._original = votes.as_argument(classify)
         # The law alone: its arrays are arguments, and equal shapes share a program.
         self._perturb = votes.as_argument(votes.Addition(smoothing.noise))
         self._smoothing = smoothing
@@ -95,9 +97,15 @@ class Counter:
             self._classify = votes.replicate(self._classify, devices)
             self._perturb = votes.replicate(self._perturb, devices)
 
+    def _check(self, image):
+        """Refuses another shape than noise has, and a classifier that is not fixed."""
+        shape = np.shape(image)[-3:]
+        self._smoothing.check_shape(shape)
+        fixed.check_fixed(self._original, np.reshape(image, (-1, *shape))[0])
+
     def one(self, key: jax.Array, image: Any, n: int, start: int = 0) -> jax.Array:
         """`votes.count_votes`."""
-        self._smoothing.check_shape(np.shape(image)[-3:])
+        self._check(image)
         return votes.count_votes(
             key,
             image,
@@ -112,7 +120,7 @@ class Counter:
         """Votes `[I, K]` or `[I, S, K]` of images or stacks, one key each."""
         if self.groups is None:
             return self.one(keys[0], images[0], n)[None]
-        self._smoothing.check_shape(np.shape(images[0])[-3:])
+        self._check(images[0])
         return votes.count_votes_each(
             keys,
             images,
@@ -191,7 +199,12 @@ class VoteCertifier(base.Certifier):
         if most_per_block is not None:
             size = min(counting.block_size, most_per_block)
             counting = dataclasses.replace(counting, block_size=size)
-        return Counter(self.classify, self.smoothing, counting)
+        return Counter(self._argument, self.smoothing, counting)
+
+    @functools.cached_property
+    def _argument(self):
+        """One object for all counters, so that it is tried once."""
+        return votes.as_argument(self.classify)
 
     def predict_each(
         self,
@@ -281,6 +294,15 @@ class FixedVotes(VoteCertifier):
     def __post_init__(self):
         super().__post_init__()
         check_runner_up(self.use_runner_up)
+        # Half of alpha is for the other classes then.
+        level = self.alpha / 2 if self.use_runner_up == "always" else self.alpha
+        if not confidence.lower_bound(self.n, self.n, level) > 0.5:
+            needed = math.floor(math.log2(1 / level)) + 1
+            raise ValueError(
+                f"n={self.n} votes certify nothing at alpha={self.alpha}, even if all of "
+                f"them agree: the bound on the probability would be 1/2 or less. It "
+                f"takes n={needed} or more."
+            )
         if int(self.share_draws) != self.share_draws or self.share_draws < 1:
             raise ValueError(
                 f"share_draws={self.share_draws!r} is not a positive whole number of "
