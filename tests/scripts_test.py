@@ -631,20 +631,29 @@ REFUSED = {
         "--config.certify.at_radii=(0.01, 0.005)",
     ),
     "radius=5 is out of reach of this noise": ("--config.certify.at_radii=(0.01, 5)",),
-    "radius=-0.01 is not a positive finite": ("--config.certify.at_radii=(-0.01,)",),
-    "radii=('a',) is not a list of numbers": ("--config.certify.at_radii=('a',)",),
-    "first_look=0 is not a positive": (AT_RADII, "--config.certify.first_look=0"),
-    "beta=0.7 is outside (0, 0.5)": (AT_RADII, "--config.certify.beta=0.7"),
+    "at_radii=(-0.01,) is not a list of any number of values, each a number in": (
+        "--config.certify.at_radii=(-0.01,)",
+    ),
+    "at_radii=('a',) is not a list of any number of values, each a number in": (
+        "--config.certify.at_radii=('a',)",
+    ),
+    "first_look=0 is not a whole number from 1": (
+        AT_RADII,
+        "--config.certify.first_look=0",
+    ),
+    "beta=0.7 is not a number in [0, 0.5)": (AT_RADII, "--config.certify.beta=0.7"),
     "max_radius_loss=0.2 means nothing to config.certify.method='at_radii'": (
         AT_RADII,
         LOSS,
     ),
-    "share_draws=0 is not a positive": ("--config.certify.share_draws=0",),
+    "share_draws=0 is not a whole number from 1": ("--config.certify.share_draws=0",),
     "share_draws=2 means nothing to config.certify.method='at_radii'": (
         AT_RADII,
         "--config.certify.share_draws=2",
     ),
-    "max_radius_loss=1.5 is outside (0, 1)": ("--config.certify.max_radius_loss=1.5",),
+    "max_radius_loss=1.5 is not a number in [0, 1)": (
+        "--config.certify.max_radius_loss=1.5",
+    ),
     "config.certify.n: there 2000, now 400": (AT_RADII,),
 }
 
