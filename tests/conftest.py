@@ -1,6 +1,7 @@
 """Settings of all tests: eight devices on a CPU, and hypothesis without chance."""
 
 import os
+import signal
 import tempfile
 
 import hypothesis
@@ -22,6 +23,12 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _COMPILED = tempfile.TemporaryDirectory()
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+
+# Tests send signals to themselves and to programs that they start. What starts the tests
+# may have asked to ignore some, as nohup does, and programs keep to what was asked before.
+for _signum in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(_signum) == signal.SIG_IGN:
+        signal.signal(_signum, signal.SIG_DFL)
 
 hypothesis.settings.register_profile(
     "wsjax", derandomize=True, deadline=None, database=None, max_examples=40
