@@ -347,7 +347,7 @@ SENSE = {
     "'1'": "data.dir|model.checkpoint",
     "-1": "smoothing.gamma",
     "0": "seed|data.start|data.limit|data.train_limit|smoothing.sigma|"
-    "smoothing.certificate_scale|smoothing.gamma|smoothing.bins|train.consistency|"
+    "smoothing.certificate_scale|smoothing.gamma|smoothing.bins|train.consistency|train.mixing|"
     "train.label_smoothing|train.adam_learning_rate|"
     "train.attack_radius|train.ball_radius|train.ball_warmup|train.radius|"
     "train.temperature|train.noise_learning_rate|train.potential_learning_rate|"
@@ -370,7 +370,8 @@ SENSE = {
     "model.potentials.groups|model.resnet*.stages|model.resnet*.mean|model.resnet*.std",
     "(-1,)": "model.resnet*.mean",
     "0.5": "train.label_smoothing|train.adam_learning_rate|smoothing.sigma|smoothing.certificate_scale|smoothing.gamma|"
-    "train.consistency|train.attack_radius|train.ball_radius|train.ball_warmup|"
+    "train.consistency|train.mixing|train.attack_radius|train.ball_radius|"
+    "train.ball_warmup|"
     "train.radius|train.temperature|train.noise_learning_rate|"
     "train.potential_learning_rate|train.bias_learning_rate|train.learning_rate|"
     "train.momentum|train.weight_decay|certify.max_radius_loss|certify.softness|"

@@ -62,6 +62,7 @@ class LossTest(chex.TestCase):
         expected = {
             "cross_entropy": cross,
             "smooth_adversarial": cross,
+            "smooth_mix": cross,
             "flow_adversarial": cross,
             "consistency": cross + weight * divergence + 0.5 * entropy,
         }
@@ -69,7 +70,7 @@ class LossTest(chex.TestCase):
             objective = Objective(name, copies, weight, ball_radius=0.1)
             actual = float(oracles.on_host(objective.loss)(logits, labels))
             self.assertAlmostEqual(actual, value, places=5)
-            self.assertEqual(objective.attacks, name == "smooth_adversarial")
+            self.assertEqual(objective.attacks, name.startswith("smooth_"))
 
     def test_label_smoothing_compares_with_a_mixture_of_labels_and_all_classes(self):
         logits, labels = some_logits((2, 4, 5))
@@ -250,7 +251,9 @@ class Trained:
     images, labels = data.images / np.float32(255), data.labels
 
     def __init__(self, objective, noise, noise_learning_rate):
-        self.objective = Objective(objective, 2, consistency=3.0, attack_radius=1.5)
+        self.objective = Objective(
+            objective, 2, consistency=3.0, mixing=0.7, attack_radius=1.5
+        )
         self.noise, self.optimizer = learned(noise), optimizer_of(noise_learning_rate)
         step = steps.make_train_step(
             Dense(), self.optimizer, self.noise, scale=255.0, objective=self.objective
@@ -291,6 +294,7 @@ CASES = {
     "consistency": ("consistency", "view", 0.05),
     "adversarial_view": ("smooth_adversarial", "view", 0.05),
     "adversarial_spectrum": ("smooth_adversarial", "spectrum", 0.05),
+    "mix_view": ("smooth_mix", "view", 0.05),
 }
 EACH_CASE = parameterized.parameters(*CASES)
 
@@ -306,9 +310,13 @@ class StepTest(chex.TestCase):
         case = trained(name)
         state, draws = case.first_state(), case.draws()
         logits_of = case.logits(state)
-        logits = logits_of(draws)
+        still = logits = logits_of(draws)
         if case.objective.attacks:
             clean, _, _ = losses_one_by_one(logits, case.labels)
+            parts = np.ones(len(case.labels))
+            if case.objective.mixes:
+                of_step = jax.random.fold_in(jax.random.fold_in(case.key, 0), 3)
+                parts = np.array(jax.random.uniform(of_step, parts.shape)) / 2
             # A classifier of pictures that are linear in the shift: its logits move
             # by as much for every copy, and by differences as well as by slopes.
             units = np.eye(draws[0, 0].size, dtype=np.float32)
@@ -323,11 +331,20 @@ class StepTest(chex.TestCase):
                 slope /= answers[:, label].sum()
                 against = [np.sum(slope * turn[:, b]) for turn in turns]
                 shift = 1.5 * np.array(against) / np.linalg.norm(against)
-                draws[:, b] += shift.reshape(draws[0, 0].shape)
+                draws[:, b] += parts[b] * shift.reshape(draws[0, 0].shape)
             logits = logits_of(draws)
         expected, divergence, entropy = losses_one_by_one(logits, case.labels)
         if case.objective.name == "consistency":
             expected += 3.0 * divergence + 0.5 * entropy
+        if case.objective.mixes:
+            expected = clean
+            for b, part in enumerate(parts):
+                sure = special.softmax(still[:, b], axis=-1).mean(0)
+                for copy in logits[:, b]:
+                    for k, log in enumerate(special.log_softmax(copy)):
+                        wanted = (1 - part) * sure[k] + part / 2
+                        expected -= 0.7 * wanted * log / (2 * len(parts))
+            logits = still
 
         _, values = case(state)
 

@@ -91,12 +91,13 @@ class TrainBlock:
 
     noisy: bool = True  # False trains on clean images.
     share_noise: bool = False  # One draw per batch, as the paper's code does.
-    # Or "consistency", "smooth_adversarial", "flow_adversarial", "radius".
+    # Or "consistency", "smooth_adversarial", "smooth_mix", "flow_adversarial", "radius".
     objective: str = Objective.name
     copies: int = Objective.copies  # Noisy copies of each image in a batch.
     consistency: float = Objective.consistency  # Weight of the objective of that name.
+    mixing: float = Objective.mixing  # Of smooth_mix: weight of its second part.
     label_smoothing: float = Objective.label_smoothing  # Spread over all classes.
-    # Of smooth_adversarial, in standard deviations of the noise.
+    # Of smooth_adversarial and smooth_mix, in standard deviations of the noise.
     attack_radius: float = Objective.attack_radius
     # Of flow_adversarial, in pixels x fraction of mass; its gradient steps, iterations
     # of the projection after each, and the fraction of training in which it grows.

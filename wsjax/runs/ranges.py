@@ -197,6 +197,7 @@ RANGES: dict[str, Range] = {
     "train.objective": one_of(objectives.NAMES),
     "train.copies": whole(1, 1_000),
     "train.consistency": number(0, 1_000),
+    "train.mixing": number(0, 1_000),
     "train.label_smoothing": number(0, 1, below=True),
     "train.attack_radius": number(0, 1_000),
     "train.ball_radius": _LENGTH,

@@ -1,7 +1,7 @@
 """What a base classifier is trained for: losses on several noisy copies per image.
 
 A certificate asks for votes that agree, not only for the right answer on one copy.
-The objectives here ask for that in different ways. The first three act after
+The objectives here ask for that in different ways. The first four act after
 whitening, where every Gaussian law of this package is plain Gaussian noise and the
 adversary's ball is round; `docs/noise.md` has them measured against each other at equal
 compute. "flow_adversarial" moves the images themselves within a Wasserstein
@@ -20,6 +20,7 @@ NAMES = (
     "cross_entropy",
     "consistency",
     "smooth_adversarial",
+    "smooth_mix",
     "flow_adversarial",
     "radius",
 )
@@ -32,12 +33,14 @@ class Objective:
     Attributes:
       name: "cross_entropy", the mean over all copies; "consistency", that and the
         divergence of each copy's answer from their mean; "smooth_adversarial", the
-        cross-entropy after one gradient step against the averaged answer;
-        "flow_adversarial", the cross-entropy at images moved against that answer
+        cross-entropy after one gradient step against the averaged answer; "smooth_mix",
+        the cross-entropy, and a second one part of the way along such a step, where
+        the answer should be as much less certain; "flow_adversarial", the cross-entropy at images moved against that answer
         (`adversarial.ball_ascent`); "radius", the cross-entropy of how far the radius
         that the lead over each class certifies is beyond the one that is aimed at.
       copies: noisy copies of each image of a batch.
       consistency: weight of the divergence.
+      mixing: weight of the second cross-entropy of "smooth_mix".
       label_smoothing: probability spread evenly over all classes in what the
         cross-entropy of every objective but "radius" compares with.
       attack_radius: length of the adversarial step, in standard deviations of the
@@ -56,6 +59,7 @@ class Objective:
     name: str = "cross_entropy"
     copies: int = 1
     consistency: float = 5.0
+    mixing: float = 5.0
     label_smoothing: float = 0.0
     attack_radius: float = 1.0
     ball_radius: float = 0.0
@@ -78,6 +82,7 @@ class Objective:
             )
         for field in (
             "consistency",
+            "mixing",
             "attack_radius",
             "ball_radius",
             "radius",
@@ -119,7 +124,12 @@ class Objective:
     @property
     def attacks(self) -> bool:
         """Whether the loss needs an adversarial step of the noise first."""
-        return self.name == "smooth_adversarial"
+        return self.name in ("smooth_adversarial", "smooth_mix")
+
+    @property
+    def mixes(self) -> bool:
+        """Whether the loss also looks at copies part of the way along that step."""
+        return self.name == "smooth_mix"
 
     @property
     def moves_images(self) -> bool:
@@ -199,6 +209,26 @@ class Objective:
         axes = tuple(range(1, against.ndim))
         length = jnp.sqrt(jnp.sum(against**2, axis=axes, keepdims=True))
         return self.attack_radius * against / jnp.maximum(length, 1e-30)
+
+    def mixed_loss(
+        self, found: jax.Array, answers: jax.Array, parts: jax.Array
+    ) -> jax.Array:
+        """Mean loss of copies part of the way to an adversarial one.
+
+        Args:
+          found: their logits `[copies, B, K]`.
+          answers: probabilities `[B, K]` of the images themselves.
+          parts: `[B]`, how much of the way, from 0 to 1/2.
+
+        Returns:
+          Scalar: the cross-entropy with those probabilities mixed with even ones,
+          `mixing` times.
+
+        Source: Jeong et al. 2021 (SmoothMix, NeurIPS), with one step.
+        """
+        parts = parts[:, None]
+        wanted = (1 - parts) * answers + parts / found.shape[-1]
+        return -self.mixing * (wanted * jax.nn.log_softmax(found)).sum(-1).mean()
 
     @staticmethod
     def averaged_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:

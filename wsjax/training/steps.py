@@ -211,8 +211,19 @@ def make_train_step(
                     )
                 )(jnp.zeros((len(labels), *draw.shape), draw.dtype))
                 shift = jax.lax.stop_gradient(objective.adversarial_step(against))
-            logits, updates = logits_of(images, learned, law, shift)
-            return objective.loss(logits, labels), (logits, updates)
+            if not objective.mixes:
+                logits, updates = logits_of(images, learned, law, shift)
+                return objective.loss(logits, labels), (logits, updates)
+            parts = (
+                jax.random.uniform(jax.random.fold_in(step_key, 3), labels.shape) / 2
+            )
+            shift = parts.reshape(-1, *(1,) * (shift.ndim - 1)) * shift
+            logits, updates = logits_of(images, learned, law)
+            mixed, _ = logits_of(images, learned, law, shift)
+            answers = jax.lax.stop_gradient(jnp.exp(averaged_logits(logits)))
+            loss = objective.loss(logits, labels)
+            loss += objective.mixed_loss(mixed, answers, parts)
+            return loss, (logits, updates)
 
         grads = jax.value_and_grad(loss_of, has_aux=True)
         (loss, (logits, updates)), gradient = grads(learned)
