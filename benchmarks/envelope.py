@@ -34,10 +34,11 @@ class Run(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The runs of one data set, and the radii of its table."""
+    """The runs of one data set, the radii of its table, and where a log axis begins."""
 
     runs: tuple[Run, ...]
     radii: tuple[float, ...]
+    log_from: float = 0.0
 
 
 def learned(name, config, scale, *changes):
@@ -50,6 +51,7 @@ def potentials(config, name="potentials", *changes):
 
 
 SMALLER = "model.potentials=1024", "train.num_epochs=12"
+WIDE = "model.widths=(64,256,256)", "train.batch_size=256", "train.num_epochs=60"
 
 
 PLANS = {
@@ -97,26 +99,18 @@ PLANS = {
         ),
         (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25),
     ),
-    "cifar_small": Plan(
-        (
-            Run("published", "paper/cifar_small", ()),
-            Run(
-                "not coupled",
-                "cifar_small",
-                ("smoothing.couple_channels=False",),
-            ),
-            Run("coupled", "cifar_small", ()),
-            potentials("cifar_potentials"),
-        ),
-        (2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2),
-    ),
     "cifar": Plan(
         (
             Run("published", "paper/cifar_fast", ()),
+            Run("published, wide", "paper/cifar_fast", WIDE),
             Run("not coupled", "cifar", ("smoothing.couple_channels=False",)),
             Run("coupled", "cifar", ()),
+            Run("wide, c=0.000283", "cifar_wide", ()),
+            Run("wide, c=0.0004", "cifar_wide", ("smoothing.certificate_scale=4e-4",)),
+            potentials("cifar_potentials"),
         ),
-        (1e-4, 2e-4, 3e-4, 5e-4, 7e-4),
+        (2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2),
+        log_from=1e-4,
     ),
 }
 
@@ -158,6 +152,7 @@ def main():
         folder / "certified_accuracy.png",
         curves,
         metric=next(iter(certified.values())).metric,
+        log_from=plan.log_from,
     )
     print(f"Table and figure: {folder}")
 

@@ -49,6 +49,7 @@ def accuracy_curves(
     *,
     metric: str,
     title: str = "",
+    log_from: float = 0.0,
 ) -> None:
     """Draws accuracy against radius: certified curves, and attacks above them.
 
@@ -59,6 +60,7 @@ def accuracy_curves(
         was fooled (infinite if never).
       metric: ground metric of the radii, for the axis.
       title: of the figure.
+      log_from: least radius of a logarithmic axis; 0 for one that is linear from 0.
     """
     plt = pyplot()
     figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
@@ -78,10 +80,19 @@ def accuracy_curves(
                 color=COLOURS[number % len(COLOURS)],
                 linestyle=DASHES[number // len(COLOURS) % 4] if not prefix else "--",
             )
-    axes.set_xlim(0, 1.05 * max(finite) or 1.0)
+    if log_from:
+        axes.set_xscale("log")
+    axes.set_xlim(log_from, max(1.05 * max(finite), 10 * log_from) or 1.0)
     axes.set_ylim(0, 1)
     axes.set_xlabel(f"Wasserstein radius ({metric}), pixels x fraction of mass")
-    axes.set_ylabel("share of test images")
+    what = "accuracy, certified and under attack" if attacked else "certified accuracy"
+    counts = {
+        f"{c.images:,}"
+        for curves in (certified, attacked or {})
+        for c in curves.values()
+    }
+    of = f", {counts.pop()} test images" if len(counts) == 1 else ""
+    axes.set_ylabel(what + of)
     if title:
         axes.set_title(title)
     axes.grid(alpha=0.3)

@@ -201,7 +201,7 @@ def make_train_step(
 
         def loss_of(learned):
             law = noise.law(learned["noise"])
-            shift = None
+            shift, parts = None, None
             if objective.attacks:
                 still = jax.lax.stop_gradient((learned, law))
                 draw = jax.eval_shape(law.variables, key_noise)
@@ -211,13 +211,13 @@ def make_train_step(
                     )
                 )(jnp.zeros((len(labels), *draw.shape), draw.dtype))
                 shift = jax.lax.stop_gradient(objective.adversarial_step(against))
-            if not objective.mixes:
+                if objective.mixes:
+                    of_parts = jax.random.fold_in(step_key, 3)
+                    parts = jax.random.uniform(of_parts, labels.shape) / 2
+                    shift = parts.reshape(-1, *(1,) * len(draw.shape)) * shift
+            if parts is None:
                 logits, updates = logits_of(images, learned, law, shift)
                 return objective.loss(logits, labels), (logits, updates)
-            parts = (
-                jax.random.uniform(jax.random.fold_in(step_key, 3), labels.shape) / 2
-            )
-            shift = parts.reshape(-1, *(1,) * (shift.ndim - 1)) * shift
             logits, updates = logits_of(images, learned, law)
             mixed, _ = logits_of(images, learned, law, shift)
             answers = jax.lax.stop_gradient(jnp.exp(averaged_logits(logits)))
