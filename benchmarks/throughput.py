@@ -39,7 +39,7 @@ from rich.console import Console
 from rich.table import Table
 
 import wsjax
-from wsjax import gaussian, models, votes
+from wsjax import exact, gaussian, models, votes
 from wsjax.runs import cli, manifest
 
 SIGMA = 0.01
@@ -196,6 +196,11 @@ def ours(arguments, image, classify):
     for name, law in laws(image.shape).items():
         if not arguments.only or name in arguments.only:
             cases[f"noise: {name}"] = run(several, law.perturb)
+    view = laws(image.shape).get("view of 80")
+    if view and not arguments.only:
+        exactly = exact.exact(wsjax.gaussian_smoothing(view, image.shape, "l2")).noise
+        prepared = np.stack([exactly.prepare(image)] * IMAGES)
+        cases["noise: exact view of 80"] = run(prepared, exactly.perturb)
     law = laws(image.shape)["flow_laplace"]
     stacks = np.stack([[image] * SHARED] * len(devices))
     cases[f"shared by {SHARED}: flow_laplace"] = run(

@@ -361,7 +361,7 @@ SENSE = {
     "train.checkpoint_every|train.evaluate_every|certify.softness",
     "1000000000.0": "certify.softness",
     "None": "model.num_classes|model.resnet*.dtype|model.whitened.dtype",
-    "True": "smoothing.wrap|smoothing.couple_channels|smoothing.wiener|train.noisy|"
+    "True": "smoothing.wrap|smoothing.couple_channels|smoothing.wiener|smoothing.exact|train.noisy|"
     "train.share_noise|certify.local|attack.flow.targeted|attack.sinkhorn.clamp|"
     "attack.sinkhorn.abstention_counts|attack.dual.clamp_loss|attack.dual.early_stop|"
     "model.resnet*.bottleneck",

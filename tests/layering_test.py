@@ -31,7 +31,7 @@ LAYERS = (
     ),
     ("gaussian", "fast_transport", "nearest", "potentials", "fixed"),
     ("smoothing", "network"),
-    ("local_slopes",),
+    ("local_slopes", "exact"),
     ("certifiers",),
     ("evaluation", "_names"),
     # Here the core ends: what is below needs jax, numpy and scipy alone.

@@ -50,11 +50,15 @@ class ProbabilityScores:
         "logarithm" or "identity".
       scale: c, in pixels x fraction of mass, in [1e-12, 1e12]; not above the exact one.
       ground_metric: "l1" or "l2": of the distance in which they are 1-Lipschitz.
+      slack: they change by at most this beside the distance, in its unit; 0 or more.
+      off: how far, in total variation, votes are from the law the theorem is about.
     """
 
     function: str
     scale: float
     ground_metric: str
+    slack: float = 0.0
+    off: float = 0.0
 
     def __post_init__(self):
         check_ground_metric(self.ground_metric)
@@ -67,6 +71,11 @@ class ProbabilityScores:
             raise ValueError(
                 f"scale={self.scale!r} is outside [1e-12, 1e12], as that of the noise "
                 f"is: a fraction of the image's mass, usually 0.00005 to 0.1."
+            )
+        if not (0 <= self.slack < math.inf and 0 <= self.off < 1):
+            raise ValueError(
+                f"slack={self.slack!r} or off={self.off!r} is out of range: a distance "
+                f"that is not negative, and a probability below 1."
             )
 
     def __call__(self, p):
@@ -120,7 +129,8 @@ class ProbabilityScores:
         q = 1.0 - p
         if runner_up is not None:
             q = np.minimum(_probability("runner_up", runner_up), q)
-        return self(p), self(q)
+        own, others = np.maximum(p - self.off, 0.0), np.minimum(q + self.off, 1.0)
+        return self(own) - self.slack, self(others) + self.slack
 
     def probability_for(self, radius: float) -> float:
         """The inverse of `radius`: which probability of a class certifies a radius.

@@ -298,7 +298,7 @@ def colour(waves: jax.Array, amplitude: jax.Array, width: int) -> jax.Array:
     """
     half, channels, _, height = waves.shape
     along, across = (
-        jnp.asarray(matrix, waves.dtype) for matrix in _synthesis(height, width)
+        jnp.asarray(matrix, waves.dtype) for matrix in synthesis(height, width)
     )
     roots = jnp.transpose(amplitude, (1, 2, 3, 0))  # [W // 2 + 1, C, C, H]
     parts = [roots[:, :, j, None, :] * waves[:, j, None] for j in range(channels)]
@@ -310,7 +310,7 @@ def colour(waves: jax.Array, amplitude: jax.Array, width: int) -> jax.Array:
 
 
 @functools.cache
-def _synthesis(height, width):
+def synthesis(height, width):
     """Two matrices that make an image of its waves, float64.
 
     `[2 H, 2 H]` from (part, frequency) along the height to (part, row), and

@@ -94,7 +94,7 @@ def _normal(words, divisor=1.0):
     unit, sign = _unit_and_sign(words)
     if unit.dtype == jnp.float64:
         return -jax.scipy.special.ndtri(0.5 * unit) / (sign * divisor)
-    return _normal_size(unit) / (sign * divisor)
+    return normal_size(unit) / (sign * divisor)
 
 
 def _uniform(words, divisor=1.0):
@@ -124,8 +124,8 @@ def _unit_and_sign(words):
     return unit, jnp.where(sign == 1, -1.0, 1.0).astype(unit.dtype)
 
 
-def _normal_size(unit):
-    """float32 `|z|` that a normal variable exceeds with probability `unit`.
+def normal_size(unit: jax.Array) -> jax.Array:
+    """float32 `|z|` that a normal variable exceeds with probability `unit`, from 2^-31.
 
     Of `w = -log(unit (2 - unit))`, `|z| / (1 - unit)` is smooth: a polynomial in w up
     to a breakpoint, one in sqrt(w) beyond, both within 1e-7 of SciPy's quantile. A
@@ -290,6 +290,13 @@ class NoiseLaw:
         """
         noise = self.added(key, image.shape, image.dtype)
         return self.picture(image) + self.strength(image) * noise
+
+    def prepare(self, image: Any) -> Any:
+        """What stands for an image where votes are counted: the image, or see `exact`.
+
+        On the host, once an image.
+        """
+        return image
 
     def picture(self, image: jax.Array) -> jax.Array:
         """What noise is added to, `[H, W, C]`: the image, unless a law filters it."""

@@ -498,7 +498,7 @@ def _answer(classify, perturb, key, image):
 
     def logits_of(draws, any_draws):
         copies = _made_once(copies_of, draws, any_draws)
-        copies = copies.reshape(-1, *image.shape[-3:])
+        copies = copies.reshape(-1, *copies.shape[-3:])
         logits = check_logits(classify(copies), len(copies))
         return logits.reshape(*image.shape[:-3], len(draws), -1)
 

@@ -97,18 +97,21 @@ class Counter:
             self._classify = votes.replicate(self._classify, devices)
             self._perturb = votes.replicate(self._perturb, devices)
 
-    def _check(self, image):
-        """Refuses another shape than noise has, and a classifier that is not fixed."""
+    def _prepared(self, image):
+        """What the noise is added to.
+
+        Refuses another shape than noise has, and a classifier that is not fixed.
+        """
         shape = np.shape(image)[-3:]
         self._smoothing.check_shape(shape)
         fixed.check_fixed(self._original, np.reshape(image, (-1, *shape))[0])
+        return self._smoothing.noise.prepare(image)
 
     def one(self, key: jax.Array, image: Any, n: int, start: int = 0) -> jax.Array:
         """`votes.count_votes`."""
-        self._check(image)
         return votes.count_votes(
             key,
-            image,
+            self._prepared(image),
             self._classify,
             self._perturb,
             n=n,
@@ -120,10 +123,9 @@ class Counter:
         """Votes `[I, K]` or `[I, S, K]` of images or stacks, one key each."""
         if self.groups is None:
             return self.one(keys[0], images[0], n)[None]
-        self._check(images[0])
         return votes.count_votes_each(
             keys,
-            images,
+            [self._prepared(image) for image in images],
             self._classify,
             self._perturb,
             n=n,
@@ -252,7 +254,8 @@ class VoteCertifier(base.Certifier):
     def recorded(self) -> dict[str, Any]:
         return {
             "ground_metric": self.smoothing.ground_metric,
-            "scores": dataclasses.asdict(self.smoothing.scores),
+            # Runs without slack are those of earlier versions.
+            "scores": {k: v for k, v in vars(self.smoothing.scores).items() if v},
             "alpha": self.alpha,
             "n0": self.n0,
             "n": self.n,

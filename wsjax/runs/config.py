@@ -83,6 +83,9 @@ class SmoothingBlock:
     bins: int = 24  # learned_spectrum: knots, 0 for every frequency;
     couple_channels: bool = True  # dependent noise in different channels;
     wiener: bool = True  # show the classifier the filtered picture.
+    exact: bool = (
+        False  # Certify by votes that are exact for the program (Gaussian noise).
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

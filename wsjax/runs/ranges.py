@@ -192,6 +192,7 @@ RANGES: dict[str, Range] = {
     ),
     "smoothing.couple_channels": TRUTH,
     "smoothing.wiener": TRUTH,
+    "smoothing.exact": TRUTH,
     "train.noisy": TRUTH,
     "train.share_noise": TRUTH,
     "train.objective": one_of(objectives.NAMES),

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from wsjax import models, smoothing
+from wsjax import exact, models, smoothing
 from wsjax.certifiers import registry
 from wsjax.certifiers.base import Certifier
 from wsjax.interop import torch_checkpoints
@@ -67,6 +67,7 @@ def restore(config: Config, workdir: pathlib.Path, examples: Examples) -> Traine
             store.close()
     smooth = experiment.make_smoothing(config, examples.image_shape)
     source = path or workdir
+    smooth = _exact(config, smooth)
     return Trained(_classifier(source, module, variables, examples), smooth)
 
 
@@ -94,7 +95,21 @@ def _from_artefact(config, workdir, examples, module):
     else:
         shape = tuple(examples.image_shape)
         smooth = smoothing.Smoothing(stored.law, stored.scores, shape)
+    smooth = _exact(config, smooth)
     return Trained(_classifier(path, module, stored.variables, examples), smooth)
+
+
+def _exact(config, smooth):
+    """The smoothing, for exact votes if the config asks for them."""
+    if not config.smoothing.exact:
+        return smooth
+    if config.model.unit != "mass":
+        raise ValueError(
+            f"smoothing.exact=True shows the classifier pictures of a mean pixel of one, "
+            f"and model.unit={config.model.unit!r} is for pixels of the image's own mass: "
+            f'train with model.unit="mass", or set smoothing.exact=False.'
+        )
+    return exact.exact(smooth)
 
 
 def _classifier(source, module, variables, examples):
