@@ -40,6 +40,7 @@ LAYERS = (
     ("attacks",),
     ("training", "interop"),
     ("runs",),
+    ("scripts",),
 )
 CORE = [module for layer in LAYERS[:7] for module in layer]
 # What the scripts and subpackages need and `import wsjax` must not.

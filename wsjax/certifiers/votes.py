@@ -37,9 +37,10 @@ class Counting:
     """How votes are spread over the devices: what changes their speed and nothing else.
 
     Attributes:
-      block_size: as in `votes.count_votes`, and so the others.
-      backend: see there.
-      devices: see there; None for all of this process, with `groups` for all of all.
+      block_size: noisy copies classified at a time on one device. Around 250 suits a
+        CPU's caches; larger is better on accelerators.
+      backend: "pmap", or "shard_map", what `pmap` compiles to; same counts.
+      devices: as in `votes.count_votes`; None for all of this process, with `groups` for all of all.
       groups: of devices, each with images of its own, as in `votes.count_votes_each`;
         None for one image at a time on the devices of this process, 0 for as many as
         suit the number of images (`Certifier.laid_out_for`).
