@@ -492,7 +492,7 @@ class LearnedNoiseTest(_OneConfig):
             "again": cls.case("train.py", cls.whole),
             "certified": cls.case("certify.py", cls.whole),
             "elsewhere": cls.case(elsewhere[0], cls.other, elsewhere[1]),
-            "report": ("wsjax/runs/report.py", cls.whole, cls.other),
+            "report": ("wsjax/__main__.py", "report", cls.whole, cls.other),
             "attacked": cls.case("attack.py", cls.whole, "--config.data.limit=2"),
             "other_scale": cls.case(
                 "certify.py", cls.whole, "--config.smoothing.certificate_scale=0.03"

@@ -69,7 +69,7 @@ def run(
         asked = [x for x in argv if x not in describe.ASKING]
         if asked == argv:
             return _parse(argv)
-        text = [sys.modules[main.__module__].__doc__, describe.flags_text(shown)]
+        text = [sys.modules[main.__module__].__doc__ or "", describe.flags_text(shown)]
         if any(re.match("--?config(=|$)", x) for x in asked):
             _parse(asked)
             text.append(_described(main))

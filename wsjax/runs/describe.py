@@ -186,7 +186,11 @@ def _entry(head, text):
 
 def _wrapped(text, indent):
     start = " " * indent
-    options = {"break_on_hyphens": False, "break_long_words": False}
-    return textwrap.wrap(
-        text, 88, initial_indent=start, subsequent_indent=start, **options
+    filling = textwrap.TextWrapper(
+        88,
+        initial_indent=start,
+        subsequent_indent=start,
+        break_on_hyphens=False,
+        break_long_words=False,
     )
+    return filling.wrap(text)

@@ -101,8 +101,8 @@ def attack(workdir, case, run, method, victim, examples, indices, *, seed, group
         ):
             for start in range(0, len(todo), group_size):
                 group = todo[start : start + group_size]
-                images, labels = zip(*map(examples.checked, group), strict=True)
-                images, labels = np.stack(images), np.array(labels)
+                pairs = zip(*map(examples.checked, group), strict=True)
+                images, labels = map(np.array, pairs)
                 for row, moved in attack_group(
                     group, images, labels, method, victim, seed
                 ):

@@ -16,6 +16,7 @@ Open MPI or a TPU tells the processes of each other, else with --coordinator=HOS
 import collections
 import functools
 import logging
+from typing import Any
 
 import jax
 
@@ -41,7 +42,7 @@ def main(config, workdir):
                 f"alone how many votes it gets, and runs on one process."
             )
     recorded = config.plain("data", "model", "smoothing", "certify")
-    identity = {
+    identity: dict[str, Any] = {
         "data_checksum": examples.checksum,
         "classifier": trained.fingerprint(certifier.held()),
         "certifier": certifier.recorded(),
@@ -93,7 +94,7 @@ def main(config, workdir):
 def certify(certifier, examples, indices, seed):
     """Yields the rows of images, one after another."""
     key = streams.stream_key(seed, streams.CERTIFY)
-    asked = collections.deque()
+    asked: collections.deque[tuple[int, int]] = collections.deque()
 
     def images():
         for index in indices:
