@@ -166,7 +166,7 @@ class ImportTest(parameterized.TestCase):
     def test_the_public_names_are_those_of_the_core(self):
         allowed = {*CORE, *wsjax.__all__}
         self.assertContainsSubset(wsjax_modules(PACKAGE / "_names.py"), allowed)
-        self.assertEqual(wsjax_modules(PACKAGE / "__init__.py"), {"_names"})
+        self.assertContainsSubset(wsjax_modules(PACKAGE / "__init__.py"), CORE)
 
     def test_sequential_decisions_lean_on_bounds_alone(self):
         self.assertEqual(wsjax_modules(PACKAGE / "sequential.py"), {"confidence"})

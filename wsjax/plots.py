@@ -186,7 +186,7 @@ def pyplot() -> Any:
         import matplotlib
     except ImportError as error:
         raise ImportError(
-            "Figures need matplotlib: pip install 'wsjax[train]'."
+            "Figures need matplotlib: pip install 'wsjax[plots]'."
         ) from error
     matplotlib.use("Agg")
     from matplotlib import pyplot

@@ -63,9 +63,10 @@ def start(name: str) -> None:
     except ModuleNotFoundError as error:
         if (error.name or "wsjax").partition(".")[0] == "wsjax":
             raise
+        extra = "train" if name == "train" else "certify"
         sys.exit(
             f"error: `wsjax {name}` needs {error.name}, which is not installed: "
-            f"pip install 'wsjax[train]'."
+            f"pip install 'wsjax[{extra}]'."
         )
     script.start()
 
