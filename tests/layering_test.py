@@ -16,6 +16,7 @@ PACKAGE = ROOT / "wsjax"
 # Who may lean on whom: a module imports modules of layers below its own, never one beside
 # it or above. Subpackages count as one; each has a place here.
 LAYERS = (
+    ("text",),
     (
         *("_version", "metrics", "flow", "images", "confidence", "fast_random"),
         *("host", "scores"),
@@ -42,7 +43,7 @@ LAYERS = (
     ("runs",),
     ("scripts",),
 )
-CORE = [module for layer in LAYERS[:7] for module in layer]
+CORE = [module for layer in LAYERS[:8] for module in layer]
 # What the scripts and subpackages need and `import wsjax` must not.
 HEAVY = [
     "flax",

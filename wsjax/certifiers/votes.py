@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import jax
 import numpy as np
 
-from wsjax import confidence, fixed, scores, sequential, votes
+from wsjax import confidence, fixed, scores, sequential, text, votes
 from wsjax.certificates import ProbabilityScores
 from wsjax.certifiers import base, queue
 from wsjax.certifiers.base import Certificate, Outcomes, Prediction
@@ -71,6 +71,9 @@ class VoteEvidence(NamedTuple):
     runner_up: float | None
     selection_votes: np.ndarray
     votes: np.ndarray
+
+    def __repr__(self) -> str:
+        return text.short_repr(self)
 
 
 class Counter:
@@ -487,13 +490,19 @@ def _check_written(rows, found, scale):
 
 
 def needed(keys: Iterable[jax.Array] | None) -> Iterable[jax.Array]:
-    """Keys, or an error that says what they are for."""
+    """Keys, each looked at when its turn comes, or an error that says what they are for."""
     if keys is None:
         raise ValueError(
             "Votes are random: pass a key for each image, e.g. "
             "certifier.certify(image, jax.random.key(0))."
         )
-    return keys
+    if isinstance(keys, (int, float)) or getattr(keys, "ndim", 1) == 0:
+        votes.check_key(keys)
+        raise ValueError(
+            "keys is one key, and each image needs its own: jax.random.split(key, "
+            "number of images)."
+        )
+    return (votes.check_key(key) for key in keys)
 
 
 def share(certifier: VoteCertifier, first_look: int) -> int:

@@ -102,6 +102,9 @@ class _Apply:
     def __call__(self, variables, images):
         return self.module.apply(variables, images, train=False)
 
+    def __repr__(self):
+        return f"{type(self.module).__name__}.apply"
+
     def __eq__(self, other):
         return type(self) is type(other) and self.module == other.module
 
