@@ -1,12 +1,14 @@
 """Tests of the command `wsjax`: its commands, configs by name, and what --help tells."""
 
 import dataclasses
+import io
 import os
 import pathlib
 import re
 import subprocess
 import sys
 import tempfile
+from unittest import mock
 
 import tiny_runs
 from absl.testing import absltest, parameterized
@@ -15,6 +17,7 @@ from config_test import SETTINGS
 from wsjax import scripts
 from wsjax.attacks.registry import METHODS
 from wsjax.runs import config, describe, named_configs, ranges
+from wsjax.scripts import report
 
 
 def run_command(*arguments, folder=None):
@@ -88,12 +91,13 @@ class CommandTest(parameterized.TestCase):
         code, out, err = run_command("report", folder=self.folder)
         self.assertEqual((code, err), (0, ""))
         self.assertRegex(out, r"mnist_nearest\s+\S\s+3 ")
-        by_config = run_command("report", "--config=mnist_nearest", folder=self.folder)
-        self.assertEqual(by_config, (0, out, ""))
-        (pathlib.Path(self.folder) / "empty").mkdir()
-        code, _, err = run_command("report", "empty", folder=self.folder)
-        self.assertEqual(code, 1)
-        self.assertRegex(err, "^error: No rows at .*\n$")
+        run = pathlib.Path(self.folder, "runs/mnist_nearest")
+        self.assertEqual(report.everything(run.parent), [run])
+        with mock.patch.object(sys, "stdout", io.StringIO()) as printed:
+            report.show([run])
+        self.assertEqual(printed.getvalue(), out)
+        with self.assertRaisesRegex(FileNotFoundError, "No rows at"):
+            report.show([run, run.parent])
 
 
 class NamesTest(parameterized.TestCase):
@@ -114,7 +118,7 @@ class NamesTest(parameterized.TestCase):
         )
         pathlib.Path("mnist.py").touch()
         self.assertEqual(named_configs.find("mnist.py:3"), "mnist.py:3")
-        os.mkdir("digits")
+        pathlib.Path("digits").touch()
         self.assertTrue(named_configs.find("digits").endswith("configs/digits.py"))
         with self.assertRaisesRegex(FileNotFoundError, "neither a file nor the name"):
             named_configs.find("nowhere.py")
