@@ -10,10 +10,10 @@ EXTRAS ?= test
 .PHONY: quickstart test check format bench reproduce clean
 
 # Train, certify and attack on handwritten digits; five minutes on two cores.
-quickstart: $(VENV)/train.stamp
-	$(RUN) train.py --config=configs/digits.py --workdir=$(QUICK)
-	$(RUN) certify.py --config=configs/digits.py --workdir=$(QUICK)
-	$(RUN) attack.py --config=configs/digits.py --workdir=$(QUICK) --config.data.stride=6
+quickstart: $(VENV)/digits.stamp
+	$(VENV)/bin/wsjax train --config=digits --workdir=$(QUICK)
+	$(VENV)/bin/wsjax certify --config=digits --workdir=$(QUICK)
+	$(VENV)/bin/wsjax attack --config=digits --workdir=$(QUICK) --config.data.stride=6
 	@echo
 	@echo "Done. Figures and rows are in $(QUICK):"
 	@ls $(QUICK)/*.png $(QUICK)/*.tsv

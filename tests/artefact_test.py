@@ -248,7 +248,7 @@ class RefusalTest(Folder):
     def test_a_file_that_is_not_there(self):
         self.path.unlink()
         self.assert_refused(
-            r"There is no .*train\.py writes it.*--config\.model\.check"
+            r"There is no .*`wsjax train` writes it.*--config\.model\.check"
         )
 
     def test_truncated(self):

@@ -1,6 +1,5 @@
 """Tests of wsjax.runs.attack_report: attacks judged, and held against certificates."""
 
-import importlib.util
 import pathlib
 import tempfile
 from unittest import mock
@@ -8,12 +7,12 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tiny_runs
 from absl.testing import absltest, parameterized
 
 from wsjax import ABSTAIN, exact_distance, make_smoothing
 from wsjax.attacks import AttackResult, Victim, registry, smoothed
 from wsjax.runs import attack_report, manifest, report, rows, streams
+from wsjax.scripts import attack
 
 
 def table(folder, name, columns, entries):
@@ -275,15 +274,10 @@ class JudgeTest(parameterized.TestCase):
 
 
 class ScriptTest(parameterized.TestCase):
-    """attack.py itself."""
+    """`wsjax attack` itself."""
 
     def setUp(self):
         super().setUp()
-        spec = importlib.util.spec_from_file_location(
-            "attack", tiny_runs.ROOT / "attack.py"
-        )
-        self.script = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(self.script)
         folder = self.enter_context(tempfile.TemporaryDirectory())
         self.folder = pathlib.Path(folder)
 
@@ -314,7 +308,7 @@ class ScriptTest(parameterized.TestCase):
 
         case = attack_report.Attacked("flow", "smoothed")
         with mock.patch.object(attack_report, "judge", judge):
-            self.script.attack(
+            attack.attack(
                 self.folder,
                 case,
                 "run",

@@ -158,7 +158,7 @@ class CheckpointsTest(chex.TestCase):
     def test_missing(self):
         shutil.rmtree(self.folder / "checkpoints")
         with self.assertRaisesRegex(
-            checkpoints.CheckpointError, r"no checkpoint in .*run.*Run train\.py"
+            checkpoints.CheckpointError, r"no checkpoint in .*run.*Run `wsjax train`"
         ):
             self.restore(state_like())
 
@@ -273,11 +273,11 @@ class DescriptionTest(chex.TestCase):
         chex.assert_trees_all_close(classify(images), expected, rtol=1e-5)
 
     def test_missing(self):
-        self.assert_refused(r"No trained classifier in .*Run train\.py.*--workdir")
+        self.assert_refused(r"No trained classifier in .*Run `wsjax train`.*--workdir")
 
     def test_described_but_never_saved(self):
         self.write()
-        self.assert_refused(r"no checkpoint in .*Run train\.py")
+        self.assert_refused(r"no checkpoint in .*Run `wsjax train`")
 
     def test_damaged(self):
         self.write()

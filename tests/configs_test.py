@@ -18,7 +18,7 @@ from wsjax import smoothing, votes
 from wsjax.attacks import registry
 from wsjax.certifiers.registry import get_kind
 from wsjax.data import dataset
-from wsjax.runs import attack_report, cli, config, experiment
+from wsjax.runs import attack_report, config, experiment, named_configs
 from wsjax.training import learned_noise, steps
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -224,10 +224,12 @@ class WorkdirTest(chex.TestCase):
         ("configs/digits.py", "runs/digits"),
         ("configs/paper/mnist.py", "runs/paper-mnist"),
         ("/a/configs/paper/mnist.py:0.01", "runs/paper-mnist-0.01"),
+        ("/configs/a/configs/paper/mnist.py", "runs/paper-mnist"),
+        ("paper/mnist:0.01", "runs/paper-mnist-0.01"),
         ("elsewhere/mine.py", "runs/mine"),
     )
     def test_default_is_named_after_the_config(self, path, workdir):
-        self.assertEqual(cli.default_workdir(path), pathlib.Path(workdir))
+        self.assertEqual(named_configs.default_workdir(path), pathlib.Path(workdir))
 
 
 if __name__ == "__main__":

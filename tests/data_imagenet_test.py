@@ -412,7 +412,7 @@ class PhotographsTest(parameterized.TestCase):
     def test_missing_package_names_the_extra(self):
         self.enter_context(mock.patch.dict(sys.modules, {"PIL": None}))
 
-        with self.assertRaisesRegex(ImportError, r"wsjax\[train\]"):
+        with self.assertRaisesRegex(ImportError, r"wsjax\[data\]"):
             photographs.decode(b"", "x")
 
 

@@ -1,7 +1,6 @@
 """Tests of the way from a config's `data` block to images, also of a new data set."""
 
 import pathlib
-import runpy
 import sys
 import tempfile
 from unittest import mock
@@ -15,6 +14,7 @@ from wsjax import data
 from wsjax.runs import config as configs
 from wsjax.runs.examples import Examples
 from wsjax.runs.rows import read_rows
+from wsjax.scripts import certify, train
 
 # All that the author of a data set writes: this file, and one line of the registry.
 TOY = '''
@@ -66,9 +66,8 @@ class RecipeTest(parameterized.TestCase):
         workdir = self.dir / "run"
         workdir.mkdir()
         flags.FLAGS.mark_as_parsed()
-        for script in ("train.py", "certify.py"):
-            main = runpy.run_path(str(tiny_runs.ROOT / script))["main"]
-            main(configs.resolve(config), workdir)
+        for script in (train, certify):
+            script.main(configs.resolve(config), workdir)
         return read_rows(workdir / "certificates.tsv")
 
 

@@ -292,7 +292,7 @@ class DigitsTest(parameterized.TestCase):
     def test_missing_package_names_the_extra(self):
         self.enter_context(mock.patch.dict(sys.modules, {"sklearn.datasets": None}))
 
-        with self.assertRaisesRegex(ImportError, r"wsjax\[train\]"):
+        with self.assertRaisesRegex(ImportError, r"wsjax\[digits\]"):
             data.load("digits", "test")
 
 

@@ -116,7 +116,7 @@ class AccuracyCurvesTest(Folder):
     def test_without_matplotlib_names_the_extra(self):
         with (
             mock.patch.dict(sys.modules, {"matplotlib": None}),
-            self.assertRaisesRegex(ImportError, r"pip install 'wsjax\[train\]'"),
+            self.assertRaisesRegex(ImportError, r"pip install 'wsjax\[plots\]'"),
         ):
             plots.accuracy_curves(self.path, {}, metric="l1")
 

@@ -315,7 +315,7 @@ class ScriptsTest(chex.TestCase):
     def test_report_overlays_runs(self):
         figure = self.folder / "both.png"
         code, out, err = tiny_runs.run(
-            "wsjax.runs.report", self.whole, self.parts, "--out", figure
+            "wsjax", "report", self.whole, self.parts, "--out", figure
         )
         self.assertEqual(code, 0, err)
         for name in ("whole", "parts"):
@@ -492,7 +492,7 @@ class LearnedNoiseTest(_OneConfig):
             "again": cls.case("train.py", cls.whole),
             "certified": cls.case("certify.py", cls.whole),
             "elsewhere": cls.case(elsewhere[0], cls.other, elsewhere[1]),
-            "report": ("wsjax/runs/report.py", cls.whole, cls.other),
+            "report": ("wsjax/__main__.py", "report", cls.whole, cls.other),
             "attacked": cls.case("attack.py", cls.whole, "--config.data.limit=2"),
             "other_scale": cls.case(
                 "certify.py", cls.whole, "--config.smoothing.certificate_scale=0.03"
@@ -524,7 +524,7 @@ class LearnedNoiseTest(_OneConfig):
         self.assertNotIn("Traceback", out + err)
         (line,) = (x for x in err.splitlines() if x.startswith("error:"))
         self.assertIn(f"There is no {self.file}", line)
-        self.assertIn("train.py writes it when training is complete", line)
+        self.assertIn("`wsjax train` writes it at the end", line)
 
     def test_training_again_writes_the_same_classifier_and_noise(self):
         self.finished("again")

@@ -10,6 +10,7 @@ import time
 import tiny_runs
 from absl.testing import absltest, parameterized
 
+from wsjax import scripts
 from wsjax.console import signals
 
 EACH = ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129))
@@ -53,10 +54,11 @@ class SignalsTest(parameterized.TestCase):
 
     @parameterized.parameters(
         *zip(EACH, ("train.py", "certify.py", "attack.py")),
-        (EACH[0], "-mwsjax.runs.report"),
+        *((EACH[0], ("-mwsjax", name)) for name in scripts.COMMANDS),
     )
     def test_a_program_ends_with_a_sentence_while_it_still_imports(self, each, script):
-        process = start(script, "--config=nowhere.py")
+        script = (script,) if isinstance(script, str) else script
+        process = start(*script, "--config=nowhere.py")
         wait_for_handlers(process)
         process.send_signal(each[0])
         self.assert_ends(process, *each)

@@ -319,7 +319,7 @@ class FreshDrawsTest(chex.TestCase):
 
 
 ADDED = """
-import importlib.util, json, pathlib, sys
+import json, pathlib, sys
 import numpy as np
 from wsjax.attacks import registry
 from toy import Toy, toy_attack
@@ -328,11 +328,9 @@ registry.METHODS["toy"] = registry.Method(toy_attack, Toy, "swaps two rows", Tru
 from wsjax.attacks import Victim
 from wsjax.runs import attack_report, config, experiment
 from wsjax.runs.rows import read_rows
+from wsjax.scripts import attack as script
 
-root, folder = map(pathlib.Path, sys.argv[1:])
-spec = importlib.util.spec_from_file_location("attack", root / "attack.py")
-script = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(script)
+folder = pathlib.Path(sys.argv[1])
 given = {
     "data": {"name": "digits"},
     "model": {"name": "mlp"},
@@ -399,7 +397,7 @@ class RegistryTest(chex.TestCase):
         env = tiny_runs.environment()
         env["PYTHONPATH"] += f":{folder}"
         done = subprocess.run(
-            [sys.executable, "-c", ADDED, str(tiny_runs.ROOT), folder],
+            [sys.executable, "-c", ADDED, folder],
             env=env,
             capture_output=True,
             text=True,

@@ -10,12 +10,16 @@ in subpackages that are imported by name, and so does what is told of in fewer w
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from wsjax import certificates as certificates
+    from wsjax import confidence as confidence
+    from wsjax import scores as scores
+    from wsjax import spectrum as spectrum
     from wsjax._names import *
 
 
 # When one of them is asked for, and not before: JAX takes seconds to come, and a
 # program wants to heed signals from the start (`wsjax.console.signals`).
-def __getattr__(name: str) -> Any:
+def _load(name: str) -> Any:
     import importlib.util
 
     if importlib.util.find_spec(f"wsjax.{name}"):
@@ -27,4 +31,8 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__getattr__("__all__")})
+    return sorted({*globals(), *_load("__all__")})
+
+
+if not TYPE_CHECKING:  # Which would take any name then.
+    __getattr__ = _load

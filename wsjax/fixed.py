@@ -5,6 +5,7 @@ images beside it; a closure over weights that change goes on, inside compiled pr
 with the first ones. Neither shows in the votes.
 """
 
+import functools
 import hashlib
 import re
 import weakref
@@ -13,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from wsjax.votes import check_logits
+from wsjax.votes import logits_of
 
 # Of the spread of all logits. Rounding, in half precision too, is below.
 _MOST_CHANGE = 0.01
@@ -68,15 +69,16 @@ def check_fixed(classify: jax.tree_util.Partial, image: Any) -> None:
             raise ValueError(
                 f"The classifier is no fixed function of an image: logits between "
                 f"{found.min():.3g} and {found.max():.3g} change by {change:.3g} with "
-                f"{which}. Turn off batch statistics and dropout (train=False, or "
-                f"use_running_average=True), and whatever else mixes images."
+                f"{which}. Turn off batch statistics and dropout (train=False, "
+                f"use_running_average=True, or model.eval() of an NNX module), and "
+                f"whatever else mixes images."
             )
     tried.add(image.shape)
 
 
 @jax.jit
 def _logits(classify, images):
-    return check_logits(classify(images), len(images))
+    return logits_of(classify, images)
 
 
 def _check_unchanged(classify, images):
@@ -89,7 +91,7 @@ def _check_unchanged(classify, images):
 
     def anew(leaves, images):  # Not the same object, so that nothing is remembered.
         args, options = jax.tree.unflatten(tree, leaves)
-        return classify.func(*args, images, **options)
+        return logits_of(functools.partial(classify.func, *args, **options), images)
 
     traced = jax.make_jaxpr(anew)(leaves, images)
     digest = hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", str(traced)).encode())

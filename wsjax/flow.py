@@ -9,6 +9,8 @@ from typing import Generic, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 
+from wsjax import text
+
 Edges = TypeVar("Edges")  # Arrays, or the shapes of arrays.
 
 
@@ -30,6 +32,9 @@ class FlowPlan(NamedTuple, Generic[Edges]):
 
     vertical: Edges
     horizontal: Edges
+
+    def __repr__(self) -> str:
+        return text.short_repr(self)
 
 
 def flow_shape(image_shape: tuple[int, ...], wrap: bool = False) -> FlowPlan[tuple]:

@@ -56,6 +56,10 @@ class HostClassifier:
         self.batch_size = batch_size
         self._classes: dict[tuple[int, ...], int] = {}
 
+    def __repr__(self) -> str:
+        name = getattr(self.function, "__qualname__", type(self.function).__name__)
+        return f"HostClassifier({name}, batch_size={self.batch_size})"
+
     def __call__(self, images: Any) -> Any:
         """Logits `[B, K]` float32 of images `[B, H, W, C]`; JAX's if traced, else NumPy's.
 
@@ -67,8 +71,11 @@ class HostClassifier:
             return self._logits(np.asarray(images))
         shape = images.shape[1:]
         if shape not in self._classes:
-            # Any image tells how many classes there are.
-            self._classes[shape] = self._logits(np.full((1, *shape), 0.5)).shape[1]
+            # Any image tells how many classes there are. A function may use JAX too, and
+            # is not to be traced along.
+            with jax.ensure_compile_time_eval():
+                found = self._logits(np.full((1, *shape), 0.5))
+            self._classes[shape] = found.shape[1]
         return _traced(self, self._classes[shape], images)
 
     def _logits(self, images):

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wsjax import lipschitz, metrics, potentials
+from wsjax import lipschitz, metrics, potentials, text
 
 # Scores have a precision of 1e-11 or so for images of thousands of pixels; with more terms
 # than this the analysis, though valid, would not have been looked at.
@@ -81,7 +81,7 @@ def quantised_rows(rows: np.ndarray, bias: np.ndarray, exponent: int = 15) -> Ro
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class LipschitzNetwork:
+class LipschitzNetwork(text.Short):
     """Weights of a network that certifies by the lead of its scores.
 
     Checked in exact arithmetic when it is made: see `potentials.check_quantised` and

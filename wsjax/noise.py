@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import special
 
-from wsjax import fast_random
+from wsjax import fast_random, text
 from wsjax.flow import FlowPlan, divergence, flow_shape, image_mass
 
 
@@ -179,13 +179,14 @@ def _checked_dtype(dtype):
     if dtype not in (jnp.float32, jnp.float64):
         raise ValueError(
             f"Noise is drawn in float32 or float64, not {dtype}: the tails of coarser "
-            f"types end too early for a certificate."
+            f"types end too early for a certificate. Convert the image first, e.g. "
+            f"image.astype(np.float32) / 255."
         )
     return dtype
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class NoiseLaw:
+class NoiseLaw(text.Short):
     """A law of noise for images of mass one.
 
     A new law is a frozen dataclass derived from this class (or, if it is made of

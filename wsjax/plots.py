@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from wsjax import files
+from wsjax.flow import flow_shape
 
 # Okabe & Ito's palette: told apart by colour-blind readers, in this order.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -122,15 +123,56 @@ def adversarial_pictures(path: pathlib.Path, pictures: Sequence[AttackedImage]) 
         show_image(row[0], picture.image)
         show_image(row[1], picture.adversarial)
         row[2].imshow(change.mean(axis=-1), cmap="RdBu_r", vmin=-spread, vmax=spread)
-        show_image(row[3], 0.35 * np.asarray(picture.image))
-        if picture.flow is not None:
-            _arrows(row[3], picture.flow)
+        if picture.flow is None:
+            show_image(row[3], 0.35 * np.asarray(picture.image))
+        else:
+            plot_flow(picture.image, picture.flow, row[3])
         for axes, head in zip(row, heads):
             axes.set_title(head, fontsize=9)
             axes.set_xticks([])
             axes.set_yticks([])
         row[0].set_ylabel(picture.title, fontsize=9)
     save(figure, path)
+
+
+def plot_flow(image: np.ndarray, flow: Any, axes: Any = None) -> Any:
+    """Draws a flow plan over an image: where its mass goes.
+
+    Plans come from `transport.exact_flow`, between two images, and from flow noise.
+
+    Args:
+      image: `[H, W, C]` in [0, 1].
+      flow: `FlowPlan` on it, bordered or wrapped, of whatever unit: the longest arrow
+        spans a few pixels. Channels are added up.
+      axes: Matplotlib's, to draw into; None for a figure of its own, which a notebook
+        shows and `figure.savefig(path)` writes.
+
+    Returns:
+      The figure.
+
+    Raises:
+      ValueError: the plan is not one on this image.
+      ImportError: Matplotlib is missing.
+    """
+    shape = np.shape(image)
+    given = np.shape(flow.vertical), np.shape(flow.horizontal)
+    if len(shape) != 3 or given not in (
+        flow_shape(shape),
+        flow_shape(shape, wrap=True),
+    ):
+        raise ValueError(
+            f"Flow shapes {given} are not those of a plan on an image of shape {shape}, "
+            f"[H, W, C]."
+        )
+    if axes is None:
+        # Not pyplot, which a notebook may have told where to draw.
+        figure = _matplotlib().figure.Figure(figsize=(4, 4), layout="constrained")
+        axes = figure.subplots()
+    show_image(axes, 0.35 * np.asarray(image))
+    _arrows(axes, flow)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    return axes.figure
 
 
 def show_image(axes: Any, image: np.ndarray) -> None:
@@ -182,16 +224,20 @@ def pyplot() -> Any:
     Raises:
       ImportError: Matplotlib is missing.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ImportError(
-            "Figures need matplotlib: pip install 'wsjax[train]'."
-        ) from error
-    matplotlib.use("Agg")
+    _matplotlib().use("Agg")
     from matplotlib import pyplot
 
     return pyplot
+
+
+def _matplotlib():
+    try:
+        import matplotlib.figure
+    except ImportError as error:
+        raise ImportError(
+            "Figures need matplotlib: pip install 'wsjax[plots]'."
+        ) from error
+    return matplotlib
 
 
 def save(figure: Any, path: pathlib.Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from wsjax import certificates, gaussian, noise, spectrum
+from wsjax import certificates, gaussian, noise, spectrum, text, votes
 from wsjax.certificates import ProbabilityScores
 from wsjax.metrics import check_ground_metric
 
@@ -94,7 +94,7 @@ LAWS = {
     meta_fields=["scores", "image_shape"],
 )
 @dataclasses.dataclass(frozen=True)
-class Smoothing:
+class Smoothing(text.Short):
     """A noise law and the scores that class probabilities under it give.
 
     Build it with `make_smoothing` or `gaussian_smoothing`, so that what is drawn and
@@ -126,8 +126,9 @@ class Smoothing:
           `[H, W, C]` in the unit and dtype of `image`; not clipped.
 
         Raises:
-          ValueError: the theorem does not hold for images of this shape.
+          ValueError: the theorem does not hold for images of this shape, or `key` is none.
         """
+        votes.check_key(key)
         self.check_shape(image.shape)
         return self.noise.perturb(key, image)
 

@@ -163,6 +163,7 @@ def count_votes(
         2**31, the backend is unknown, the classifier's output is not `[B, K]`, or its
         first step is not linear.
     """
+    check_key(key)
     devices = tuple(jax.local_devices() if devices is None else devices)
     images = np.asarray(image)[None]
     layout = (n, start, block_size, devices, 1, backend)
@@ -496,13 +497,13 @@ def _answer(classify, perturb, key, image):
         # once, it would be merged into the sum with every image and made again.
         return jax.lax.map(lambda one: of_one(keys, one), image)
 
-    def logits_of(draws, any_draws):
+    def logits_of_draws(draws, any_draws):
         copies = _made_once(copies_of, draws, any_draws)
         copies = copies.reshape(-1, *copies.shape[-3:])
-        logits = check_logits(classify(copies), len(copies))
+        logits = logits_of(classify, copies)
         return logits.reshape(*image.shape[:-3], len(draws), -1)
 
-    return logits_of
+    return logits_of_draws
 
 
 def _called(perturb):
@@ -584,7 +585,7 @@ def _answer_in_steps(classify, noise, key, image):
         )
         return jax.vmap(one)(_keys_of(draws, key))
 
-    def logits_of(draws, any_draws):
+    def logits_of_draws(draws, any_draws):
         def of_draws(draws):
             return first(_made_once(noise_of, draws, any_draws))
 
@@ -600,7 +601,85 @@ def _answer_in_steps(classify, noise, key, image):
         )
         return logits.reshape(len(image), len(draws), -1)
 
-    return logits_of
+    return logits_of_draws
+
+
+def logits_of(
+    classify: Callable[[jax.Array], jax.Array], images: jax.Array
+) -> jax.Array:
+    """Logits of images by a classifier; the usual slips take a sentence.
+
+    Args:
+      classify: `[B, H, W, C] -> [B, K]`.
+      images: `[B, H, W, C]`, as a rule traced.
+
+    Returns:
+      `[B, K]`.
+
+    Raises:
+      ValueError: as `check_logits`; `classify` cannot be compiled or takes other arguments.
+    """
+    try:
+        found = classify(images)
+    except Exception as error:
+        if not (hint := _slip(error, classify, images)):
+            raise
+        raise ValueError(hint) from error
+    return check_logits(found, len(images))
+
+
+def _slip(error, classify, images):
+    """What a classifier that raised an error does, and the remedy; "" for others."""
+    host = "or run it as it is, wsjax.HostClassifier(classify)."
+    if isinstance(error, jax.errors.TracerArrayConversionError):
+        return f"classify hands images to NumPy, which JAX cannot compile: use jax.numpy, {host}"
+    if isinstance(error, jax.errors.ConcretizationTypeError):
+        return (
+            f"classify asks for values of images (by if, float or int), which JAX cannot "
+            f"compile: use jnp.where and the like, {host}"
+        )
+    if type(error).__name__ == "TraceContextError":  # Of flax.nnx.
+        return (
+            "classify changes a state of its own, as NNX modules do in training: call "
+            "model.eval() first."
+        )
+    if isinstance(error, TypeError):
+        try:
+            inspect.signature(classify).bind(images)
+        except TypeError as other:
+            return (
+                f"classify cannot be called with images alone ({other}): bind what else "
+                f"it takes, jax.tree_util.Partial(apply, params)."
+            )
+        except ValueError:  # It has no signature.
+            pass
+    return ""
+
+
+def check_key(key: Any) -> Any:
+    """One key, as it is.
+
+    Args:
+      key: a typed key, `jax.random.key(seed)`, or the old kind, `[2]` uint32.
+
+    Returns:
+      The key.
+
+    Raises:
+      ValueError: it is something else.
+    """
+    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", ())
+    typed = dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+    if (typed and not shape) or (dtype == np.uint32 and len(shape) == 1):
+        return key
+    what = f"a {type(key).__name__}" if dtype is None else f"{dtype} of shape {shape}"
+    seed = isinstance(key, (int, np.integer))
+    raise ValueError(
+        f"key={key} is a seed and no key: pass jax.random.key({key})."
+        if seed
+        else f"The key is {what}, where one key is needed, such as jax.random.key(0); an "
+        f"image comes before its key."
+    )
 
 
 def check_logits(logits: Any, images: int) -> jax.Array:
@@ -614,7 +693,8 @@ def check_logits(logits: Any, images: int) -> jax.Array:
         kind = "nothing (None)" if logits is None else f"a {type(logits).__name__}"
         raise ValueError(
             f"classify turned {images} images into {kind}. {wanted}, and nothing beside "
-            f"them: pick them out of what a model returns, in a function around it."
+            f"them: pick them out of what a model returns, in a function around it, as "
+            f"in apply(variables, images)[0] of Haiku with state or of Flax with mutable."
         )
     if logits.ndim != 2 or len(logits) != images or logits.shape[1] < 2:
         raise ValueError(

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wsjax import text
 from wsjax.attacks.checks import check_images
 from wsjax.attacks.victims import (
     BrokenLogits,
@@ -46,6 +47,9 @@ class AttackResult(NamedTuple):
     epsilon: np.ndarray
     steps: np.ndarray
     verified: np.ndarray
+
+    def __repr__(self) -> str:
+        return text.short_repr(self)
 
 
 class Slots(NamedTuple):

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from wsjax.votes import check_logits
+from wsjax.votes import logits_of
 
 LOSSES = ("margin", "cross_entropy", "dlr")
 
@@ -116,12 +116,12 @@ def mean_scores(
       of votes (one for the answer of the plain classifier).
     """
     if perturb is None:
-        logits = in_usual_unit(check_logits(classify(images), len(images)))
+        logits = in_usual_unit(logits_of(classify, images))
         return logits, jax.nn.one_hot(logits.argmax(-1), logits.shape[-1])
     split = jax.vmap(lambda key: jax.random.split(key, num_samples))(keys)
     copies = jax.vmap(jax.vmap(perturb, (0, None)))(split, images)
     copied = copies.reshape(-1, *images.shape[1:])
-    logits = check_logits(classify(copied), len(copied))
+    logits = logits_of(classify, copied)
     logits = in_usual_unit(logits.reshape(*copies.shape[:2], -1))
     votes = jax.nn.one_hot(logits.argmax(-1), logits.shape[-1]).mean(axis=1)
     scores = jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=1)

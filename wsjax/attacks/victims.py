@@ -15,12 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wsjax import text
 from wsjax.certifiers.at_radii import FIRST_LOOK
 from wsjax.certifiers.votes import FixedVotes
 from wsjax.network import LipschitzNetwork
 from wsjax.scores import ABSTAIN
 from wsjax.smoothing import Smoothing
-from wsjax.votes import as_argument, check_logits
+from wsjax.votes import as_argument, check_key, logits_of
 
 _NOT_FINITE = -2  # Stands for the answer when a logit is NaN or infinite.
 
@@ -28,7 +29,7 @@ Answer = Callable[[jax.Array, np.ndarray], Sequence[int] | np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
-class Victim:
+class Victim(text.Short):
     """A classifier under attack.
 
     Attributes:
@@ -142,7 +143,7 @@ def check_labels(victim: Victim, images: np.ndarray, labels: np.ndarray) -> None
     """
 
     def logits(classify, images):
-        return check_logits(classify(images), len(images))
+        return logits_of(classify, images)
 
     one = jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype)
     classes = jax.eval_shape(logits, as_argument(victim.classify), one).shape[1]
@@ -268,7 +269,8 @@ def image_draws(victim: Victim, key: jax.Array | None, count: int) -> Draws:
                 "pass key=."
             )
         key = jax.random.key(0)  # Keeps one program for all.
-    if key.ndim == 0:
+    if np.ndim(key) == 0:
+        key = check_key(key)
         return Draws(jnp.broadcast_to(key, (count,)), np.arange(count))
     if key.shape != (count,):
         raise ValueError(
@@ -297,6 +299,6 @@ def _keys_for(draws, purpose, number):
 
 @jax.jit
 def _argmax(images, classify):
-    logits = check_logits(classify(images), len(images))
+    logits = logits_of(classify, images)
     finite = jnp.isfinite(logits).all(axis=-1)
     return jnp.where(finite, logits.argmax(axis=-1), _NOT_FINITE)

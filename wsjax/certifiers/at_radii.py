@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import jax
 import numpy as np
 
-from wsjax import scores, sequential
+from wsjax import scores, sequential, text
 from wsjax.certificates import ProbabilityScores
 from wsjax.certifiers import queue
 from wsjax.certifiers.base import Certificate, Outcomes, Prediction, refuse
@@ -42,6 +42,9 @@ class LookEvidence(NamedTuple):
 
     selection_votes: np.ndarray
     votes: np.ndarray
+
+    def __repr__(self) -> str:
+        return text.short_repr(self)
 
 
 def check_radii(radii: Sequence[float], theorem: ProbabilityScores) -> np.ndarray:

@@ -7,13 +7,14 @@ needs neither images nor classifiers.
 """
 
 import abc
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import numpy as np
 
-from wsjax import scores
+from wsjax import scores, text
 
 
 class Certificate(NamedTuple):
@@ -39,6 +40,20 @@ class Certificate(NamedTuple):
     lipschitz: float
     evidence: Any
 
+    def __repr__(self) -> str:
+        return text.short_repr(self)
+
+    def __str__(self) -> str:
+        if self.label == scores.ABSTAIN:
+            return f"No class is certified; class {self.selected} was asked about."
+        alike = "the same mass in every channel"
+        if math.isinf(self.radius):
+            return f"Class {self.label} at every image with {alike}."
+        return (
+            f"Class {self.label} at every image with {alike} that is closer than "
+            f"{text.rounded_down(self.radius)} pixels x fraction of mass."
+        )
+
 
 class Prediction(NamedTuple):
     """The answer to one image.
@@ -52,6 +67,9 @@ class Prediction(NamedTuple):
     label: int
     p_value: float = 0.0
     votes: np.ndarray | None = None
+
+    def __repr__(self) -> str:
+        return text.short_repr(self)
 
 
 class Outcomes(NamedTuple):
@@ -76,7 +94,7 @@ class Outcomes(NamedTuple):
     votes: np.ndarray | None = None
 
 
-class Certifier(abc.ABC):
+class Certifier(text.Short, abc.ABC):
     """Certifies images; subclasses are frozen dataclasses.
 
     Attributes:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import jax
 import numpy as np
 
-from wsjax import confidence, fixed, scores, sequential, votes
+from wsjax import confidence, fixed, scores, sequential, text, votes
 from wsjax.certificates import ProbabilityScores
 from wsjax.certifiers import base, queue
 from wsjax.certifiers.base import Certificate, Outcomes, Prediction
@@ -37,9 +37,10 @@ class Counting:
     """How votes are spread over the devices: what changes their speed and nothing else.
 
     Attributes:
-      block_size: as in `votes.count_votes`, and so the others.
-      backend: see there.
-      devices: see there; None for all of this process, with `groups` for all of all.
+      block_size: noisy copies classified at a time on one device. Around 250 suits a
+        CPU's caches; larger is better on accelerators.
+      backend: "pmap", or "shard_map", what `pmap` compiles to; same counts.
+      devices: as in `votes.count_votes`; None for all of this process, with `groups` for all of all.
       groups: of devices, each with images of its own, as in `votes.count_votes_each`;
         None for one image at a time on the devices of this process, 0 for as many as
         suit the number of images (`Certifier.laid_out_for`).
@@ -70,6 +71,9 @@ class VoteEvidence(NamedTuple):
     runner_up: float | None
     selection_votes: np.ndarray
     votes: np.ndarray
+
+    def __repr__(self) -> str:
+        return text.short_repr(self)
 
 
 class Counter:
@@ -489,13 +493,19 @@ def _check_written(rows, found, scale):
 
 
 def needed(keys: Iterable[jax.Array] | None) -> Iterable[jax.Array]:
-    """Keys, or an error that says what they are for."""
+    """Keys, each looked at when its turn comes, or an error that says what they are for."""
     if keys is None:
         raise ValueError(
             "Votes are random: pass a key for each image, e.g. "
             "certifier.certify(image, jax.random.key(0))."
         )
-    return keys
+    if isinstance(keys, (int, float)) or getattr(keys, "ndim", 1) == 0:
+        votes.check_key(keys)
+        raise ValueError(
+            "keys is one key, and each image needs its own: jax.random.split(key, "
+            "number of images)."
+        )
+    return (votes.check_key(key) for key in keys)
 
 
 def share(certifier: VoteCertifier, first_look: int) -> int:

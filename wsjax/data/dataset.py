@@ -6,12 +6,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from wsjax import text
 from wsjax.data.batches import epoch_batches
 from wsjax.data.source import ImageBatch
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Dataset:
+class Dataset(text.Short):
     """One split of a data set, in its published order: a `Source` in memory.
 
     Attributes:

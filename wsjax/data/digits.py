@@ -30,7 +30,7 @@ def load(split: str, _: Options | None = None) -> Dataset:
     except ImportError as error:
         raise ImportError(
             "The digits data set is part of scikit-learn, which is not installed: "
-            "pip install 'wsjax[train]'."
+            "pip install 'wsjax[digits]'."
         ) from error
     bunch = load_digits()
     images = bunch.images.astype(np.uint8)[..., np.newaxis]

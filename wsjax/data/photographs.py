@@ -12,7 +12,7 @@ def _pillow():
     except ImportError as error:
         raise ImportError(
             "Reading photographs needs Pillow, which is not installed: "
-            "pip install 'wsjax[train]'."
+            "pip install 'wsjax[data]'."
         ) from error
     return Image
 

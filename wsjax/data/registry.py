@@ -1,7 +1,7 @@
 """The data sets there are, and `load`: one call for all of them."""
 
+import os
 from collections.abc import Callable
-from typing import Any
 
 from wsjax.data import digits, files, folder, imagenet, npz, tfds_source
 from wsjax.data.source import Options, Source
@@ -30,7 +30,16 @@ DATA_SETS: dict[str, Callable[[str, Options], Source]] = {
 }
 
 
-def load(name: str, split: str, **options: Any) -> Source:
+def load(
+    name: str,
+    split: str,
+    *,
+    dir: str | os.PathLike | None = None,
+    source: str = Options.source,
+    verify: bool = Options.verify,
+    image_size: int = Options.image_size,
+    resize: int = Options.resize,
+) -> Source:
     """Opens one split of a data set. Nothing is downloaded.
 
     Args:
@@ -39,8 +48,11 @@ def load(name: str, split: str, **options: Any) -> Source:
         `wsjax.data.files` and `wsjax.data.imagenet` for the forms their files may have;
         "npz" and "folder" are your own, see the modules of these names.
       split: "train" or "test".
-      **options: the other fields of `Options`, by name: `dir` for all but digits;
-        `source`, `verify`; `image_size` and `resize` for imagenet.
+      dir: folder or file of the data; all but digits have one.
+      source: as in `Options`, and so the others.
+      verify: see there.
+      image_size: of imagenet; see there.
+      resize: likewise.
 
     Returns:
       The split in its published order, the same whatever the source: an `ImageStream`
@@ -51,7 +63,7 @@ def load(name: str, split: str, **options: Any) -> Source:
       FileNotFoundError: data that is not there; the message says what to put where.
       ImportError: a package is missing; the message names the extra to install.
     """
-    chosen = Options(name, **options)
+    chosen = Options(name, dir, source, verify, image_size, resize)
     for given, value, known in (
         ("data set", name, DATA_SETS),
         ("split", split, ("train", "test")),

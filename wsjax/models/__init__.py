@@ -53,10 +53,8 @@ def create(name: str, num_classes: int, **options: Any) -> nn.Module:
     Raises:
       ValueError: an unknown name or option.
     """
-    if name not in NAMES:
-        raise ValueError(f"model.name={name!r} is not one of {NAMES}.")
-    module = _PLAIN.get(name, ResNet)
-    settings = {**_RESNETS.get(name, {}), **options}
+    module = module_class(name)
+    settings = {**fixed_fields(name), **options}
     known = {field for field in module.__dataclass_fields__} - {"parent", "name"}
     unknown = set(options) - known
     if unknown:
@@ -66,6 +64,18 @@ def create(name: str, num_classes: int, **options: Any) -> nn.Module:
         )
     settings = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
     return module(num_classes=num_classes, **settings)
+
+
+def module_class(name: str) -> Any:
+    """The Flax class of a model by name; raises ValueError for an unknown one."""
+    if name not in NAMES:
+        raise ValueError(f"model.name={name!r} is not one of {NAMES}.")
+    return _PLAIN.get(name, ResNet)
+
+
+def fixed_fields(name: str) -> dict[str, Any]:
+    """Defaults of a model's fields where they are others than those of its class."""
+    return dict(_RESNETS.get(name, {}))
 
 
 def classifier(module: nn.Module, variables: Any) -> Callable[[jax.Array], jax.Array]:
@@ -91,6 +101,9 @@ class _Apply:
 
     def __call__(self, variables, images):
         return self.module.apply(variables, images, train=False)
+
+    def __repr__(self):
+        return f"{type(self.module).__name__}.apply"
 
     def __eq__(self, other):
         return type(self) is type(other) and self.module == other.module

@@ -192,7 +192,7 @@ def _read(path, expected):
     """Arrays and text of a file of a format."""
     if not path.exists():
         raise CheckpointError(
-            f"There is no {path}. train.py writes it when training is complete: run "
+            f"There is no {path}. `wsjax train` writes it at the end: run "
             f"it to the end with this config and workdir, or name a released file "
             f"with --config.model.checkpoint=FILE.safetensors."
         )

@@ -243,6 +243,15 @@ def attack_row(
     }
 
 
+def read_all(workdir: pathlib.Path) -> dict[Attacked, Rows]:
+    """Rows of every attack that ran in a directory; raises ValueError as `read`."""
+    cases = [Attacked(method, target) for target in TARGETS for method in METHODS]
+    found = {
+        case: read(workdir, case) for case in cases if (workdir / case.rows).exists()
+    }
+    return {case: rows for case, rows in found.items() if len(rows)}
+
+
 def attack_table(attacked: dict[Attacked, Rows]) -> Table:
     """The summary table: one line per attack and classifier."""
     table = Table(title="Attacked test images", title_justify="left")
@@ -304,20 +313,18 @@ def show_attacks(workdir: pathlib.Path, examples: Any, pictures: int) -> None:
     """Prints and writes the summary, the curves and the pictures of a run directory.
 
     Args:
-      workdir: where attack.py wrote.
+      workdir: where `wsjax attack` wrote.
       examples: `Examples` of the attacked images.
       pictures: how many successes to draw per attack and classifier.
 
     Raises:
       FileNotFoundError: nothing was attacked there.
     """
-    cases = [Attacked(method, target) for target in TARGETS for method in METHODS]
-    attacked = {
-        case: read(workdir, case) for case in cases if (workdir / case.rows).exists()
-    }
-    attacked = {case: rows for case, rows in attacked.items() if len(rows)}
+    attacked = read_all(workdir)
     if not attacked:
-        raise FileNotFoundError(f"No attacked images in {workdir}; run attack.py.")
+        raise FileNotFoundError(
+            f"No attacked images in {workdir}; run `wsjax attack` with this --workdir."
+        )
     report.show(attack_table(attacked), workdir / "attack_summary.txt")
     totals = {case.title: _aggregate(rows) for case, rows in attacked.items()}
     text = json.dumps(totals, indent=2) + "\n"
@@ -377,8 +384,8 @@ def gaps(attacked: Rows, certificates: Rows, metric: str) -> Gaps:
     """Images with both a verified attack and a certificate of their own class.
 
     Args:
-      attacked: rows of attack.py on the certified classifier.
-      certificates: rows of certify.py on the same classifier.
+      attacked: rows of `wsjax attack` on the certified classifier.
+      certificates: rows of `wsjax certify` on the same classifier.
       metric: ground metric of the radii.
 
     Returns:

@@ -23,12 +23,12 @@ from ml_collections import config_flags
 from wsjax import files
 from wsjax.console import signals
 from wsjax.console.output import quiet_when_unread
-from wsjax.runs import cluster, ranges
-from wsjax.runs.config import Config, resolve
+from wsjax.runs import cluster, describe, named_configs, ranges
+from wsjax.runs.config import Config, ConfigError, resolve
 from wsjax.runs.manifest import prepare_workdir
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Experiment config, e.g. configs/digits.py.", lock_config=True
+    "config", None, "Config by name or file, e.g. digits.", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Run directory; default runs/NAME_OF_CONFIG."
@@ -62,12 +62,24 @@ def run(
         one_cpu_device_per_core()
     # What libraries are warned of is for their authors, even under `python -W error`.
     warnings.filterwarnings("ignore", module=r"(?!wsjax\b|__main__)")
-    names = ["config", "workdir", "trained", "debug"]
-    for name in [*names, *(cluster.FLAGS if several_processes else ())]:
-        # So that --help lists them under the script.
-        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
+    shown = ["config", "workdir", "trained", "debug"]
+    shown += cluster.FLAGS if several_processes else ()
+
+    def parse(argv):
+        asked = [x for x in argv if x not in describe.ASKING]
+        if asked == argv:
+            return _parse(argv)
+        text = [sys.modules[main.__module__].__doc__ or "", describe.flags_text(shown)]
+        if any(re.match("--?config(=|$)", x) for x in asked):
+            _parse(asked)
+            text.append(_described(main))
+        else:
+            text.append(describe.configs_text())
+        print("\n".join(text))
+        sys.exit(0)
+
     with quiet_when_unread():
-        app.run(lambda argv: _call(main, argv, several_processes), flags_parser=_parse)
+        app.run(lambda argv: _call(main, argv, several_processes), flags_parser=parse)
 
 
 def one_cpu_device_per_core() -> None:
@@ -88,7 +100,26 @@ def trained_dir(workdir: pathlib.Path) -> pathlib.Path:
     return pathlib.Path(_TRAINED.value) if _TRAINED.value else workdir
 
 
+def _described(main):
+    """Settings of the config that the command line names, as a command uses them."""
+    try:
+        config = resolve(_CONFIG.value)
+    except ConfigError as error:
+        _fail(_sentence(error))
+    return describe.settings_text(config, main.__module__.rpartition(".")[2])
+
+
 def _parse(argv):
+    argv = [*argv]
+    for place, argument in enumerate(argv[:-1]):
+        if re.fullmatch("--?config", argument):  # Its value is the next one.
+            argv[place : place + 2] = [f"--config={argv[place + 1]}"]
+    for place, argument in enumerate(argv):
+        if given := re.match("--?config=(.+)", argument):
+            try:
+                argv[place] = f"--config={named_configs.find(given[1])}"
+            except FileNotFoundError as error:
+                _fail(_sentence(error))
     try:
         rest = flags.FLAGS(argv)
     except (Exception, SystemExit) as error:
@@ -98,7 +129,10 @@ def _parse(argv):
             raise  # The latter after --help.
         _fail(place or _why_not_parsed(error))
     if not flags.FLAGS["config"].present:
-        _fail("--config is missing. Name one, e.g. --config=configs/digits.py.")
+        _fail(
+            f"--config is missing. Name a file or one of "
+            f"{', '.join(named_configs.names())}, e.g. --config=digits."
+        )
     return rest
 
 
@@ -161,11 +195,12 @@ def _call(main, argv, several_processes):
         if cluster.asked_for() and not several_processes:
             raise ValueError(
                 f"{pathlib.Path(sys.argv[0]).name} runs on one process and uses all of "
-                f"its devices; of the scripts, certify.py alone runs on several."
+                f"its devices; of all commands, certify alone runs on several."
             )
         config = resolve(_CONFIG.value)
         config_path = config_flags.get_config_filename(flags.FLAGS["config"])
-        workdir = pathlib.Path(_WORKDIR.value or default_workdir(config_path))
+        default = named_configs.default_workdir(config_path)
+        workdir = pathlib.Path(_WORKDIR.value or default)
         cluster.join()
         _check_devices()
         if cluster.several() and not _DEBUG.value:
@@ -229,18 +264,6 @@ def _tell(error):
         print(f"error: {cluster.LOST} ({_sentence(error)})", file=sys.stderr)
     else:
         print(f"error: {_sentence(error)}", file=sys.stderr)
-
-
-def default_workdir(config_path: str) -> pathlib.Path:
-    """`configs/paper/mnist.py:0.01` -> `runs/paper-mnist-0.01`."""
-    path, _, variant = str(config_path).partition(":")
-    parts = list(pathlib.Path(path).with_suffix("").parts)
-    if "configs" in parts:
-        parts = parts[parts.index("configs") + 1 :]
-    else:
-        parts = parts[-1:]
-    name = "-".join([*parts, *filter(None, [variant])])
-    return pathlib.Path("runs") / name.replace("/", "-")
 
 
 def _quiet_libraries():

@@ -28,17 +28,29 @@ class ConfigError(ValueError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataBlock:
-    """Which images."""
+    """Which images.
 
-    name: str  # A key of `data.DATA_SETS`, such as mnist, npz or folder.
-    source: str = "files"  # "files" (the originals) or "tfds" (prepared earlier).
-    dir: str = ""  # Folder of the files, or data_dir of tfds.
-    stride: int = 1  # Every stride-th test image is certified or attacked,
-    start: int = 0  # from this one on,
-    limit: int = 0  # at most this many; 0 for all.
-    train_limit: int = 0  # Train on the first images only; 0 for all.
-    image_size: int = 224  # ImageNet only: side of the crop,
-    resize: int = 256  # and of the short side before it.
+    Attributes:
+      name: name of the data set; "npz" and "folder" are your own.
+      source: "files", the originals, or "tfds", prepared earlier.
+      dir: folder of the files, or data_dir of tfds.
+      stride: every stride-th test image is certified or attacked.
+      start: index of the first of them.
+      limit: most test images that are; 0 for all.
+      train_limit: train on so many of the first images; 0 for all.
+      image_size: side of the crop, in pixels (imagenet).
+      resize: length of the short side before it (imagenet).
+    """
+
+    name: str
+    source: str = "files"
+    dir: str = ""
+    stride: int = 1
+    start: int = 0
+    limit: int = 0
+    train_limit: int = 0
+    image_size: int = 224
+    resize: int = 256
 
     def chosen(self, count: int) -> range:
         """Positions of the test images to work on, of `count`.
@@ -59,64 +71,105 @@ class DataBlock:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelBlock:
-    """The base classifier."""
+    """The base classifier.
+
+    Attributes:
+      name: name of the network.
+      checkpoint: a released file, or FILE.pth of the paper's authors; "" for what was
+        trained in the run directory.
+      unit: "pixels", or "mass" to divide each image by its mean pixel.
+      num_classes: of the model, if not that of the data.
+      fields: of its Flax module.
+    """
 
     name: str
-    checkpoint: str = ""  # A released file, or FILE.pth of the paper's authors.
-    unit: str = "pixels"  # Or "mass": divide each image by its mean pixel.
-    num_classes: int | None = None  # Of the model, if not that of the data.
-    fields: dict[str, Any] = dataclasses.field(default_factory=dict)  # Of its module.
+    checkpoint: str = ""
+    unit: str = "pixels"
+    num_classes: int | None = None
+    fields: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SmoothingBlock:
-    """The noise. One block serves all scripts, so they cannot disagree."""
+    """The noise. One block serves all scripts, so they cannot disagree.
+
+    Attributes:
+      noise: its law; "learned_..." is trained with the classifier.
+      ground_metric: "l1" or "l2", of all radii.
+      sigma: standard deviation as a fraction of the image's mass; of every noise but the
+        learned ones.
+      certificate_scale: c = 1 / kappa of learned noise, in pixels x fraction of mass: a
+        class probability p certifies the radius c Phi^-1(p).
+      theorem: "tight", or "published", the bound of the paper (Laplace noise only).
+      wrap: whether flow noise also crosses opposite borders of the image.
+      gamma: exponent of power_law, and of the spectrum that learned noise starts from.
+      waves: periods along each axis at the start (learned_view).
+      bins: knots of the spectrum, 0 for every frequency (learned_spectrum).
+      couple_channels: whether noise of different channels is dependent
+        (learned_spectrum).
+      wiener: whether the classifier sees the filtered picture (learned_spectrum).
+      exact: whether image and noise meet as whole numbers when certifying, so that
+        certificates hold for the program (Gaussian noise; `exact`).
+    """
 
     noise: str
     ground_metric: str
-    sigma: float = 0.0  # Standard deviation; every noise but the learned ones,
-    certificate_scale: float = 0.0  # which have c = 1 / kappa instead.
-    theorem: str = "tight"  # Or "published", of Laplace noise.
+    sigma: float = 0.0
+    certificate_scale: float = 0.0
+    theorem: str = "tight"
     wrap: bool = False
-    gamma: float = 2.0  # Exponent of power_law; where learned noise starts from.
-    waves: int = 4  # learned_view: periods along each axis at its start.
-    bins: int = 24  # learned_spectrum: knots, 0 for every frequency;
-    couple_channels: bool = True  # dependent noise in different channels;
-    wiener: bool = True  # show the classifier the filtered picture.
-    exact: bool = (
-        False  # Certify by votes that are exact for the program (Gaussian noise).
-    )
+    gamma: float = 2.0
+    waves: int = 4
+    bins: int = 24
+    couple_channels: bool = True
+    wiener: bool = True
+    exact: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainBlock:
-    """How the classifier is trained, and learned noise with it."""
+    """How the classifier is trained, and learned noise with it.
 
-    noisy: bool = True  # False trains on clean images.
-    share_noise: bool = False  # One draw per batch, as the paper's code does.
-    # Or "consistency", "smooth_adversarial", "smooth_mix", "flow_adversarial", "radius".
+    Attributes:
+      noisy: False trains on clean images.
+      share_noise: one draw per batch, as the paper's code does.
+      objective: what is minimised; see `training.objectives.Objective`.
+      noise_learning_rate: peak, for learned noise; 0 keeps it as it starts.
+      potential_learning_rate: peak, for potentials, in pixels.
+      bias_learning_rate: peak, for what is added to potentials, in the unit of radii.
+      augment: how training images are changed.
+      optimizer: "sgd", "adam", or "muon" for kernels of convolutions.
+      adam_learning_rate: with "muon", the peak for all other parameters.
+      learning_rate: peak, for whatever has no rate of its own.
+      momentum: of "sgd".
+      weight_decay: of the model's parameters.
+      schedule: how all learning rates change in the course of training.
+      batch_size: images of a step.
+      num_epochs: passes over the training images.
+      checkpoint_every: epochs between checkpoints.
+      evaluate_every: epochs between evaluations on test images.
+    """
+
+    noisy: bool = True
+    share_noise: bool = False
     objective: str = Objective.name
-    copies: int = Objective.copies  # Noisy copies of each image in a batch.
-    consistency: float = Objective.consistency  # Weight of the objective of that name.
-    mixing: float = Objective.mixing  # Of smooth_mix: weight of its second part.
-    label_smoothing: float = Objective.label_smoothing  # Spread over all classes.
-    # Of smooth_adversarial and smooth_mix, in standard deviations of the noise.
+    copies: int = Objective.copies
+    consistency: float = Objective.consistency
+    mixing: float = Objective.mixing
+    label_smoothing: float = Objective.label_smoothing
     attack_radius: float = Objective.attack_radius
-    # Of flow_adversarial, in pixels x fraction of mass; its gradient steps, iterations
-    # of the projection after each, and the fraction of training in which it grows.
     ball_radius: float = Objective.ball_radius
     ball_steps: int = Objective.ball_steps
     ball_inner_steps: int = Objective.ball_inner_steps
     ball_warmup: float = Objective.ball_warmup
-    # Of radius, in pixels x fraction of mass.
     radius: float = Objective.radius
     temperature: float = Objective.temperature
-    noise_learning_rate: float = 0.0  # Peak, for learned noise; 0 keeps it.
-    potential_learning_rate: float = 0.0  # Peak, for potentials, in pixels;
-    bias_learning_rate: float = 0.0  # for what is added to them, in the unit of radii.
-    augment: str = "none"  # "crop_flip", "flip" or "affine".
-    optimizer: str = "sgd"  # "adam", or "muon" for kernels of convolutions,
-    adam_learning_rate: float = 0.0  # the peak for other parameters then.
+    noise_learning_rate: float = 0.0
+    potential_learning_rate: float = 0.0
+    bias_learning_rate: float = 0.0
+    augment: str = "none"
+    optimizer: str = "sgd"
+    adam_learning_rate: float = 0.0
     learning_rate: float
     momentum: float = 0.9
     weight_decay: float = 0.0
@@ -129,23 +182,37 @@ class TrainBlock:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CertifyBlock:
-    """How images are certified: one kind of certifier."""
+    """How images are certified: one kind of certifier.
 
-    method: str  # In a config "" is the kind whose trigger is set, or votes.
-    settings: dict[str, Any]  # Of this kind; see `wsjax.certifiers`.
+    Attributes:
+      method: kind of certifier; "" in a config is the one whose own setting is set
+        (at_radii, max_radius_loss), or votes.
+      settings: of this kind; see `wsjax.certifiers`.
+    """
+
+    method: str
+    settings: dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AttackBlock:
-    """How images are attacked."""
+    """How images are attacked.
 
-    method: str = "flow"  # Or "sinkhorn", "capacity", "dual".
-    target: str = "both"  # "base", "smoothed" or "both".
-    pictures: int = 6  # Successes drawn in the figure.
-    n: int = 10_000  # Votes of the answers that count (smoothed),
-    alpha: float = 0.05  # chance that one is not the most likely class.
-    # Of each attack, documented there; an empty ground_metric stands for that of the
-    # smoothing.
+    Attributes:
+      method: the attack.
+      target: the plain classifier, the smoothed one, or both.
+      pictures: successes drawn in the figure.
+      n: votes of each answer that counts (smoothed).
+      alpha: probability that one of them is not the most likely class.
+      settings: of each attack, documented there; an empty ground_metric stands for that
+        of the smoothing.
+    """
+
+    method: str = "flow"
+    target: str = "both"
+    pictures: int = 6
+    n: int = 10_000
+    alpha: float = 0.05
     settings: dict[str, dict[str, Any]]
 
 
@@ -206,6 +273,16 @@ _BLOCKS: dict[str, dict[str, Any]] = {
         },
     ),
 }
+
+
+def default_of(key: str) -> Any:
+    """Default of a setting by dotted key; `dataclasses.MISSING` where there is none."""
+    found: Any = _BLOCKS
+    for part in key.split("."):
+        found = found.get(part, dataclasses.MISSING)
+        if not isinstance(found, dict):
+            break
+    return found
 
 
 # Blocks that are made of their settings as they are.

@@ -117,10 +117,11 @@ def record(
         ]
         if differences and _has_results(check, digest(entry)):
             raise ConfigMismatch(
-                f"{workdir} holds results of {script}.py with another config ("
+                f"{workdir} holds results of `wsjax {script.split()[0]}` with another "
+                "config ("
                 + "; ".join(differences)
-                + "). Choose another --workdir; certify.py and attack.py find the "
-                f"classifier with --trained={workdir}."
+                + "). Choose another --workdir; `wsjax certify` and `wsjax attack` find "
+                f"the classifier with --trained={workdir}."
             )
         if differences:
             before = None

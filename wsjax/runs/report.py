@@ -1,17 +1,5 @@
-"""Rows of a run directory, and what is made of them: tables and figures.
+"""Rows of a run directory, and what is made of them: tables and figures."""
 
-  python -m wsjax.runs.report runs/a runs/b --out=comparison.png
-
-prints one table for several runs and overlays their curves.
-"""
-
-if __name__ == "__main__":
-    # Before the imports, which take seconds.
-    from wsjax.console import signals
-
-    signals.end_on_signals()
-
-import argparse
 import io
 import json
 import pathlib
@@ -28,7 +16,6 @@ from rich.table import Table
 from wsjax import certificates, evaluation, files, plots, scores
 from wsjax.certifiers import registry
 from wsjax.certifiers.base import Certificate, Certifier, Outcomes, outside, refuse
-from wsjax.console.output import quiet_when_unread
 from wsjax.runs import manifest
 from wsjax.runs.rows import Rows, RowsError
 
@@ -53,6 +40,7 @@ _NAMES = {
     CERTIFICATES: ("certify", "summary"),
     "verdicts.tsv": ("certify at_radii", "verdicts"),
 }
+ROWS_FILES = tuple(_NAMES)
 
 
 def columns(kind: type[Certifier] | Certifier) -> tuple[str, ...]:
@@ -116,7 +104,7 @@ def read_certified(
     """Evaluates the rows of a run.
 
     Args:
-      workdir: a run directory in which certify.py wrote.
+      workdir: a run directory in which `wsjax certify` wrote.
       theorems: names ("tight", "published") to keep, in this order, where
         rows serve several; default all.
       rows_file: which rows.
@@ -218,7 +206,7 @@ def _of_version_0_2(workdir, entry, rows_file):
         return _from_config(workdir, entry, rows_file)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"The entry of certify.py in {workdir / 'run.json'} is damaged: it lacks "
+            f"The entry of `wsjax certify` in {workdir / 'run.json'} is damaged: it lacks "
             f"what rows of version 0.2 need ({error}). Restore the file."
         ) from error
 
@@ -328,41 +316,3 @@ def _as_json(run):
         **run.summary._asdict(),
         "certified_accuracy": {f"{radius:g}": float(share) for radius, share in shares},
     }
-
-
-def _main() -> None:
-    parser = argparse.ArgumentParser(description="Compares certified runs.")
-    parser.add_argument("workdirs", nargs="+", type=pathlib.Path)
-    parser.add_argument("--out", type=pathlib.Path, help="figure to write")
-    parser.add_argument("--theorem", action="append", choices=("tight", "published"))
-    arguments = parser.parse_args()
-    names = [workdir.name for workdir in arguments.workdirs]
-    try:
-        runs = [
-            # The whole path where last parts alone would collide in the legend.
-            run
-            if names.count(workdir.name) == 1
-            else run._replace(name=f"{workdir}: {run.name}")
-            for workdir in arguments.workdirs
-            for run in read_certified(workdir, arguments.theorem)
-        ]
-        metrics = {run.metric for run in runs}
-        if len(metrics) > 1:
-            raise ValueError(
-                f"These runs use different ground metrics {sorted(metrics)}; their "
-                f"radii cannot share a table or a figure."
-            )
-        show(certificate_table(runs))
-        if arguments.out:
-            curves = {run.name: run.curve for run in runs}
-            plots.accuracy_curves(arguments.out, curves, metric=runs[0].metric)
-    except BrokenPipeError:
-        raise  # Of standard output; no error.
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-
-
-if __name__ == "__main__":
-    with quiet_when_unread():
-        _main()

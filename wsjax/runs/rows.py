@@ -193,6 +193,35 @@ class Rows:
         }
         return {name: read[kind](name) for name, kind in kinds.items()}
 
+    def to_pandas(self) -> Any:
+        """The rows as a pandas frame, which writes CSV, Parquet and much else.
+
+        `read_rows(path).to_pandas().to_parquet("rows.parquet")`
+
+        Returns:
+          `pandas.DataFrame`, one row each: int64 and float64 columns, an empty cell in a
+          float column being NaN; votes stay the text `class:count,...`.
+
+        Raises:
+          ImportError: pandas is missing.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError(
+                "Frames need pandas: pip install 'wsjax[frames]'."
+            ) from error
+        return pandas.DataFrame({name: self._by_form(name) for name in self.columns})
+
+    def _by_form(self, name):
+        """A column as numbers, if all of its cells have the form of numbers."""
+        cells = self.text(name)
+        if cells and all(map(_INT.fullmatch, cells)):
+            return self.ints(name)
+        if any(cells) and all(map(_MAYBE.fullmatch, cells)):
+            return np.array([float(cell or "nan") for cell in cells], np.float64)
+        return np.array(cells, object)
+
     def _never_nan(self, name):
         found = self.floats(name)
         if np.isnan(found).any():

@@ -39,7 +39,7 @@ def restore(config: Config, workdir: pathlib.Path, examples: Examples) -> Traine
 
     Args:
       config: resolved.
-      workdir: where train.py wrote.
+      workdir: where `wsjax train` wrote.
       examples: the data it is used on.
 
     Returns:

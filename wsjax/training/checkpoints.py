@@ -94,8 +94,8 @@ class Checkpoints:
         """
         if self.latest_step is None:
             raise CheckpointError(
-                f"There is no checkpoint in {self._manager.directory}. Run train.py "
-                f"with this config and workdir first."
+                f"There is no checkpoint in {self._manager.directory}. Run "
+                f"`wsjax train` with this config and workdir first."
             )
         abstract = jax.tree.map(_with_placement, like)
         try:
@@ -109,7 +109,7 @@ class Checkpoints:
                 f"{self._manager.directory} does not fit this config's model or "
                 f"optimizer, or is damaged ({_reason(error)}). If it is "
                 f"damaged, delete the folder {self.latest_step} there and run "
-                f"train.py again."
+                f"`wsjax train` again."
             ) from error
         shapes = [
             (x.shape, y.shape) for x, y in zip(*map(jax.tree.leaves, (like, restored)))
@@ -202,7 +202,7 @@ def check_description(workdir: pathlib.Path, description: dict[str, Any]) -> Non
     if not path.exists():
         raise CheckpointError(
             f"No trained classifier in {workdir}: {path.name} is missing. Run "
-            f"train.py with this config and --workdir first, or name a published "
+            f"`wsjax train` with this config and --workdir first, or name a published "
             f"checkpoint with --config.model.checkpoint=FILE.pth."
         )
     saved = _read_description(path)
