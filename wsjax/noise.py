@@ -293,9 +293,13 @@ class NoiseLaw(text.Short):
         return self.picture(image) + self.strength(image) * noise
 
     def prepare(self, image: Any) -> Any:
-        """What stands for an image where votes are counted: the image, or see `exact`.
+        """What stands for an image where votes are counted; on the host.
 
-        On the host, once an image.
+        Args:
+          image: `[H, W, C]` float, or a stack of them that share their noise.
+
+        Returns:
+          What `perturb` takes in its place: the image itself, unless a law has its own.
         """
         return image
 
