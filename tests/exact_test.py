@@ -1,6 +1,7 @@
 """Tests of exact votes: nothing of an image's rounding is left for a classifier to read."""
 
 import decimal
+import fractions
 import functools
 import math
 
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
+from scipy import special
 
 import wsjax
 from wsjax import ColouredGaussian, GaussianView, exact, gaussian, spectrum
@@ -58,58 +60,113 @@ def copies(smoothing, image, count, seed=3):
     return np.asarray(jax.vmap(smoothing.noise.perturb, (0, None))(keys, prepared))
 
 
-def erfc(x):
-    """Of a Decimal, by its power series with 80 digits."""
-    with decimal.localcontext(decimal.Context(prec=80)):
-        pi = decimal.Decimal(
-            "3.14159265358979323846264338327950288419716939937510582097494459230781640628"
-            "620899862803"
-        )
-        term, total, n = x, x, 0
-        while abs(term) > decimal.Decimal("1e-70"):
-            n += 1
-            term *= -x * x / n
-            total += term / (2 * n + 1)
-        return 1 - 2 * total / pi.sqrt()
+@functools.cache
+def exactly_rounded():
+    """Probabilities of the sizes of a rounded normal variable, to 40 digits.
+
+    The error function by its series of positive terms.
+    """
+    with decimal.localcontext(prec=50):
+        pi = decimal.Decimal("3.14159265358979323846264338327950288419716939937510582")
+
+        def inside(j):
+            """P(|2^11 G| < j + 1/2)."""
+            z_squared = (decimal.Decimal(2 * j + 1) / (2 * exact.STEPS)) ** 2 / 2
+            term = total = z_squared.sqrt()
+            n = 0
+            while term > total * decimal.Decimal("1e-42"):
+                n += 1
+                term = term * 2 * z_squared / (2 * n + 1)
+                total += term
+            return 2 / pi.sqrt() * (-z_squared).exp() * total
+
+        within = [inside(j) for j in range(exact.LARGEST)]
+        sizes = [b - a for a, b in zip([decimal.Decimal(0), *within], within)]
+        return sizes, 1 - within[-1]
 
 
 class TableTest(chex.TestCase):
-    def test_probabilities_are_those_of_the_error_function(self):
-        table, off = exact.rounded_normal_table()
-        for j in (1, 2, 3, 100, 4096, 10_000, 20_000, len(table) - 2):
-            units = (int(table[j, 0]) << 32) + int(table[j, 1])
-            x = (decimal.Decimal(j) - decimal.Decimal("0.5")) * decimal.Decimal(
-                exact.GRID
+    def test_probabilities_are_those_of_a_rounded_normal_variable(self):
+        sizes, beyond = exactly_rounded()
+        found = exact.sizes_of_63_bits()
+        self.assertLen(found, exact.LARGEST)
+        self.assertEqual(sum(found), 2**63)
+        self.assertGreaterEqual(min(found), 0)
+        with decimal.localcontext(prec=50):
+            apart = sum(
+                abs(decimal.Decimal(n) / 2**63 - p) for n, p in zip(found, sizes)
             )
-            wanted = erfc(x / decimal.Decimal(2).sqrt())
-            found = decimal.Decimal(units) / 2**63
-            allowed = wanted * decimal.Decimal(exact._OFF) + decimal.Decimal(2.0**-62)
-            self.assertLess(abs(found - wanted), allowed, j)
-        self.assertLess(off, 2e-9)
-        self.assertGreater(off, 2 * math.erfc(exact._LAST / math.sqrt(2)) / 2)
+            total_variation = float((apart + beyond) / 2)
+        self.assertLess(total_variation, exact.TABLE_ERROR)
+        # What lies beyond is most of it: no bound of this kind is much smaller.
+        self.assertGreater(total_variation, exact.TABLE_ERROR / 5)
 
-    def test_numbers_are_how_many_entries_the_bits_are_below(self):
-        table, _ = exact.rounded_normal_table()
-        entries = (table[:, 0].astype(np.uint64) << np.uint64(32)) + table[:, 1]
-        # Where the answer changes, on both sides, for each entry there is.
-        bits = np.concatenate([entries[:-1] - np.uint64(1), entries[1:]])
+    def test_columns_add_up_to_the_probabilities_exactly(self):
+        thresholds, other = exact.alias_table()
+        whole = [0] * exact.LARGEST
+        for column, (threshold, size) in enumerate(zip(thresholds, other)):
+            self.assertBetween(int(threshold), 0, 2**49)
+            whole[column] += int(threshold)
+            whole[size] += 2**49 - int(threshold)
+        # Each share is rounded down to 2^-63 of a column.
+        apart = sum(abs(a - b) for a, b in zip(whole, exact.sizes_of_63_bits()))
+        self.assertLessEqual(apart / 2**63 / 2, exact.TABLE_ERROR / 2)
+        self.assertEqual(apart, 0)
+
+    def test_bits_are_looked_up_as_the_table_says(self):
+        thresholds, other = exact.alias_table()
         rng = np.random.default_rng(0)
-        bits = np.concatenate([bits, rng.integers(0, 2**63, 200_000, np.uint64)])
-        wanted = np.searchsorted(-entries[1:].astype(np.int64), -bits.astype(np.int64))
-        for sign in (0, 1):
-            first = (bits >> np.uint64(32)).astype(np.uint32) | np.uint32(sign << 31)
-            second = (bits & np.uint64(0xFFFFFFFF)).astype(np.uint32)
-            found = np.asarray(jax.jit(exact.looked_up)(first, second, table))
-            # Beyond the last entry there is one more only in the probability that `off` has.
-            np.testing.assert_array_equal(found, (-1) ** sign * wanted)
+        high, low = rng.integers(0, 2**32, (2, 20_000), np.uint32)
+        # At the borders of columns, and the ends of all.
+        edge = int(thresholds[5])
+        for i, part in enumerate((edge - 1, edge, edge + 1)):
+            high[i] = (5 << 18) | (part >> 32)
+            low[i] = part & 0xFFFFFFFF
+        high[3:5], low[3:5] = [0, 2**32 - 1], [0, 2**32 - 1]
 
-    def test_draws_have_the_moments_of_a_normal_variable(self):
-        table, _ = exact.rounded_normal_table()
-        draws = np.asarray(exact.rounded_normal(wsjax.make_key(0), 400_000, table))
-        z = draws * exact.GRID
-        self.assertEqual(draws.dtype, np.int32)
-        for power, wanted, error in ((1, 0, 0.005), (2, 1, 0.01), (4, 3, 0.08)):
-            self.assertAlmostEqual(np.mean(z**power), wanted, delta=error)
+        found = np.asarray(exact.looked_up(jnp.asarray(high), jnp.asarray(low)))
+
+        for h, l, value in zip(high.tolist(), low.tolist(), found.tolist()):
+            column, negative = h >> 18, (h >> 17) & 1
+            part = ((h & 0x1FFFF) << 32) | l
+            size = column if part < thresholds[column] else other[column]
+            self.assertEqual(value, -size if negative else size)
+
+    def test_draws_have_the_law(self):
+        drawn = np.asarray(exact.rounded_normal(jax.random.key(0), 400_000))
+        self.assertEqual(drawn.dtype, np.int32)
+        count = len(drawn)
+        for level in (-2.5, -1.0, -0.001, 0.0003, 0.7, 3.0):
+            p = special.ndtr(level)
+            share = np.mean(drawn <= math.floor(level * exact.STEPS))
+            self.assertAlmostEqual(
+                share, p, delta=4.5 * (p * (1 - p) / count) ** 0.5 + 2e-4
+            )
+
+    def test_a_shift_changes_no_half_line_more_than_the_theorem_says(self):
+        # Whole numbers of 2^-64: the worst events of a shift, one by one.
+        sizes = exact.sizes_of_63_bits()
+        both = np.array([*sizes[:0:-1], 2 * sizes[0], *sizes[1:]], dtype=object)
+        below = np.cumsum(both)
+        self.assertEqual(below[-1], 2**64)
+        p = np.array([float(fractions.Fraction(int(n), 2**64)) for n in below])
+        rest = np.array(
+            [float(fractions.Fraction(int(2**64 - n), 2**64)) for n in below]
+        )
+        for steps in (1, 7, 300, exact.STEPS, 3 * exact.STEPS):
+            later = np.concatenate([np.zeros(steps), p[:-steps]])
+            later_rest = np.concatenate([np.ones(steps), rest[:-steps]])
+            # Phi^{-1}(p - off), from whichever end has the digits.
+            high = -special.ndtri(np.minimum(rest + exact.TABLE_ERROR, 1))
+            low = special.ndtri(np.maximum(p - exact.TABLE_ERROR, 0))
+            score = np.where(p > 0.5, high, low) - steps / exact.STEPS
+            bound = special.ndtr(score) - exact.TABLE_ERROR
+            self.assertTrue((later >= bound - 1e-16).all(), steps)
+            bound_rest = special.ndtr(-score) + exact.TABLE_ERROR
+            self.assertTrue((later_rest <= bound_rest + 1e-16).all(), steps)
+        # And it says no less than it can: a shorter shift would be found out.
+        short = special.ndtr(np.where(p > 0.5, high, low) - 2.99) - exact.TABLE_ERROR
+        self.assertTrue((later < short).any())
 
 
 class TheoremTest(chex.TestCase):
@@ -177,7 +234,10 @@ class TheoremTest(chex.TestCase):
         scores = exactly.scores
         self.assertEqual(scores.scale, ordinary.scores.scale)
         for p in (0.6, 0.99, 1.0):
-            wanted = ordinary.scores.radius(p - scores.off) - scores.slack
+            # Others are taken for at least 1e-6 where they can be that likely.
+            q = min(max(1 - p, min(1 - p, 1e-6)) + scores.off, 1)
+            a, b = special.ndtri(p - scores.off), special.ndtri(q)
+            wanted = scores.scale * (a - b) / 2 - scores.slack
             self.assertAlmostEqual(scores.radius(p) / wanted, 1, delta=1e-9)
         self.assertEqual(scores.radius(0.5), 0)
         p = scores.probability_for(0.01)
@@ -258,7 +318,8 @@ class RoundingTest(chex.TestCase):
         ordinary, exactly = smoothings(name)
 
         def classify(images):
-            return jnp.stack([images.mean((1, 2, 3)), 0 * images[:, 0, 0, 0]], -1)
+            none = 0 * images[:, 0, 0, 0]
+            return jnp.stack([none + 1, none], -1)
 
         found = [
             wsjax.FixedVotes(classify, s, n0=20, n=200).certify(

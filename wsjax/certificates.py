@@ -19,6 +19,7 @@ import dataclasses
 import math
 import numbers
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from scipy import special
@@ -32,6 +33,11 @@ def _laplace_quantile(p):
     below, above = np.log(2.0 * np.minimum(p, 0.5)), np.log(2.0 - 2.0 * p)
     return np.where(p < 0.5, below, -above)
 
+
+# What the proof about `off` holds for: 4e-6 times its largest eta, and the least
+# probability of another class at which a density is bounded from below.
+_MOST_OFF = 4e-8
+_LEAST_OTHER = 1e-6
 
 _FUNCTIONS: dict[str, Callable] = {
     "gaussian": special.ndtri,
@@ -50,8 +56,9 @@ class ProbabilityScores:
         "logarithm" or "identity".
       scale: c, in pixels x fraction of mass, in [1e-12, 1e12]; not above the exact one.
       ground_metric: "l1" or "l2": of the distance in which they are 1-Lipschitz.
-      slack: they change by at most this beside the distance, in its unit; 0 or more.
-      off: how far, in total variation, votes are from the law the theorem is about.
+      slack: what bounds on scores are loosened by, in their unit, before they count;
+      off: and bounds on probabilities, before they become scores. Both are 0 but for
+        laws in whole numbers (`exact`), which prove what they are.
     """
 
     function: str
@@ -72,11 +79,21 @@ class ProbabilityScores:
                 f"scale={self.scale!r} is outside [1e-12, 1e12], as that of the noise "
                 f"is: a fraction of the image's mass, usually 0.00005 to 0.1."
             )
-        if not (0 <= self.slack < math.inf and 0 <= self.off < 1):
+        if not (0 <= self.slack < math.inf and 0 <= self.off < _MOST_OFF):
             raise ValueError(
-                f"slack={self.slack!r} or off={self.off!r} is out of range: a distance "
-                f"that is not negative, and a probability below 1."
+                f"slack={self.slack!r} or off={self.off!r} is negative, or off is not "
+                f"below {_MOST_OFF:g}: what rounding does to a probability."
             )
+        if self.off and self.function != "gaussian":
+            raise ValueError(
+                f"off={self.off!r} is for Gaussian scores, not function="
+                f"{self.function!r}; set it to 0."
+            )
+
+    def described(self) -> dict[str, Any]:
+        """The fields, as a record of a run holds them: those of exact noise with it alone."""
+        fields = dataclasses.asdict(self)
+        return {k: v for k, v in fields.items() if v or k not in ("slack", "off")}
 
     def __call__(self, p):
         """Score of a probability.
@@ -129,8 +146,13 @@ class ProbabilityScores:
         q = 1.0 - p
         if runner_up is not None:
             q = np.minimum(_probability("runner_up", runner_up), q)
-        own, others = np.maximum(p - self.off, 0.0), np.minimum(q + self.off, 1.0)
-        return self(own) - self.slack, self(others) + self.slack
+        if self.off:
+            # Small runner-ups are taken for larger, as the proof in `exact` wants.
+            q = np.minimum(
+                np.maximum(q, np.minimum(1.0 - p, _LEAST_OTHER)) + self.off, 1
+            )
+            p = np.maximum(p - self.off, 0)
+        return self(p) - self.slack, self(q) + self.slack
 
     def probability_for(self, radius: float) -> float:
         """The inverse of `radius`: which probability of a class certifies a radius.

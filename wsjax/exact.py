@@ -7,20 +7,26 @@ left for it to read. The image is turned into the coordinates `phi(mu)` in which
 standard normal, on the host, and these are rounded to a grid; whole numbers of the law of a
 rounded normal variable are added, exactly; and all that follows is a function of the sums.
 
-**Theorem.** Let `q(mu)` be whole numbers with `|h q_i - phi(mu)_i| <= h / 2 + e` in each of
-D coordinates, `Z_i = round(N_i / h)` with `N` standard normal, and let `p_k(mu)` be the
-probability that a function of `q(mu) + Z` is `k`. Then `c Phi^{-1}(p_k)` changes by at most
-`W + 2 c sqrt(D) (h / 2 + e)` between images of distance W, where `1 / c = kappa` as in
-`certificates.gaussian`.
+**Theorem.** Let `q(mu)` be whole numbers with `|g q_i - phi(mu)_i| <= g / 2 + e` in each of
+D coordinates, and let independent whole numbers `Z_i` be added, whose law is that of
+`round(N_i / g)`, `N` standard normal, up to `off` in total variation over all coordinates. If
+at one image the probabilities of two classes are `P(y) >= p` and `P(j) <= q`, then `P'(y) > P'(j)`
+at each image of distance W, equal mass in every channel, and
 
-*Proof.* `q_i + round(N_i / h) = round(q_i + N_i / h)`, as `q_i` is whole: the sums are a
-function of `h q(mu) + N`, and so is the answer. For two images
-`||h q(mu') - h q(mu)|| <= ||phi(mu') - phi(mu)|| + 2 sqrt(D) (h / 2 + e)`, of which the
-first term is at most `kappa W`, and `Phi^{-1}(p)` is 1-Lipschitz in shifts of `N`. QED
+    kappa W + 2 sqrt(D) (g / 2 + e) + eta  <=  (Phi^{-1}(p - off) - Phi^{-1}(q + off)) / 2.
 
-Rounding costs the radius `2 c sqrt(D) (h / 2 + e)` (`ProbabilityScores.slack`). Numbers are
-drawn from a table of 63-bit probabilities; how far its law is from that of `Z` is subtracted
-from every probability (`ProbabilityScores.off`).
+*Proof.* `q_i + round(N_i / g) = round(q_i + N_i / g)`, as `q_i` is whole: with `Z` as it should
+be, the sums are a function of `g q(mu) + N`, Gaussian noise in real arithmetic, whatever happens
+to them afterwards. The centres of two images differ by at most `s = kappa W + 2 sqrt(D) (g / 2 +
+e)`, and docs/theory.md, 5.1 applies. With `a = Phi^{-1}(p - off)`, `b = Phi^{-1}(q + off)` and `t =
+(a + b) / 2`, `P'(y) >= Phi(a - s) - off >= Phi(t + eta) - off` and `P'(j) <= Phi(b + s) + off <=
+Phi(t - eta) + off`. It remains that `Phi(t + eta) - Phi(t - eta) > 2 off`. As `q + off` is taken
+for at least 1e-6 where `1 - p` is, and `a > b`, `t > -4.76`, and `t <= 0` because `q <= 1 - p`: the
+density is above 4e-6 between `t - eta` and `t + eta`, and `eta = off / 4e-6` is enough if below
+.01. QED
+
+In units of radius this is `ProbabilityScores.slack`. Nothing is assumed of float32: a network that
+depends on a copy's place in a batch does so whatever the image is, and 5.1 holds for each place.
 
 The mass of an image is no coordinate: pictures are shown with a mean pixel of one, whatever
 that of the image. Classifiers that divide by the mean pixel (`model.unit="mass"`) see no
@@ -35,20 +41,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import special
 
 from wsjax import gaussian, spectrum
-from wsjax.noise import FlowGaussian, NoiseLaw, normal_size
+from wsjax.noise import FlowGaussian, NoiseLaw
 from wsjax.smoothing import Smoothing, gaussian_smoothing
 
-# h: whole numbers are this many standard deviations of the noise apart.
-GRID = 2.0**-12
+STEPS = 2**11  # Of the grid, in one standard deviation of the noise.
+GRID = 1 / STEPS
 
-# The table ends here; 6e-10 of the mass lies beyond.
-_LAST = 6.2
+# Most that the table's law differs from a rounded normal variable's, in total variation.
+TABLE_ERROR = 2.0**-48
 
-# What `scipy.special.ndtr` is taken to be off by, of its value: 16 units in the last place.
-_OFF = 2.0**-48
+LARGEST = 2**14  # Noise is smaller: 8 standard deviations.
+
+# Least density in the proof.
+_DENSITY = 4e-6
 
 # Fractions of mass in a channel, beside the coordinates, in units of this.
 _SHARE = 2.0**-24
@@ -63,13 +70,11 @@ class ExactNormal(NoiseLaw):
 
     Attributes:
       law: `gaussian.GaussianView` or `gaussian.ColouredGaussian`.
-      table: `[J, 2]` uint32, see `rounded_normal_table`.
     """
 
     law: Any
-    table: Any
 
-    arrays = ("law", "table")
+    arrays = ("law",)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -128,12 +133,12 @@ class ExactNormal(NoiseLaw):
             return self.law.perturb(key, image * (pixels / jnp.sum(image)))
         whole = image[:, 0, 0]
         if isinstance(self.law, gaussian.GaussianView):
-            sums = whole + rounded_normal(key, len(whole), self.table)
+            sums = whole + rounded_normal(key, len(whole))
             shown = self.law.noise_of(sums.astype(jnp.float32) * GRID)
             return pixels * (jnp.asarray(self.law.mean) + shown)
         height, width, channels = self.image_shape
         coordinates, shares = whole[:-channels], whole[-channels:]
-        sums = coordinates + rounded_normal(key, len(coordinates), self.table)
+        sums = coordinates + rounded_normal(key, len(coordinates))
         waves = sums.astype(jnp.float32) * GRID
         shown = self.law.noise_of(waves.reshape(gaussian.waves_shape(self.image_shape)))
         even = shares.astype(jnp.float32) * (_SHARE / (height * width))
@@ -188,72 +193,101 @@ def exact(smoothing: Smoothing) -> Smoothing:
         # Two images are at most kappa (H + W) apart, and 2^-32 of that is a million times
         # what transforms in float64 lose.
         error = 2.0**-32 * kappa * sum(shape[:2])
-    table, off = rounded_normal_table()
-    slack = 2 * scores.scale * math.sqrt(count) * (GRID / 2 + error) * (1 + 1e-9)
-    scores = dataclasses.replace(scores, slack=slack, off=count * off)
-    return Smoothing(ExactNormal(law, table), scores, shape)
+    off = count * TABLE_ERROR
+    slack = 2 * math.sqrt(count) * (GRID / 2 + error) + off / _DENSITY
+    slack *= scores.scale * (1 + 1e-9)
+    scores = dataclasses.replace(scores, slack=slack, off=off)
+    return Smoothing(ExactNormal(law), scores, shape)
 
 
-@functools.cache
-def rounded_normal_table() -> tuple[np.ndarray, float]:
-    """Probabilities that a rounded normal variable is far from zero.
-
-    Returns:
-      `[J, 2]` uint32, of `P(|Z| >= j) 2^63` for `j = 0, 1, ...` its high and low words,
-      zero for the last; and a bound on how far, in total variation, what is drawn by it is
-      from `Z = round(N / GRID)`.
-    """
-    beyond = 2 * special.ndtr(-(np.arange(round(_LAST / GRID)) + 0.5) * GRID)
-    units = [2**63 - 1, *(int(p * 2.0**63) for p in beyond.tolist()), 0]
-    table = np.array([(x >> 32, x & 0xFFFFFFFF) for x in units], np.uint32)
-    table.setflags(write=False)
-    # |Z| = j has the probability of one entry less the next. What is beyond the last entry
-    # falls on it.
-    off = math.fsum(beyond) * _OFF + len(units) * 2.0**-62 + 2 * float(beyond[-1])
-    return table, off
-
-
-def rounded_normal(key: jax.Array, count: int, table: jax.Array) -> jax.Array:
-    """Whole numbers of the law of `round(N / GRID)`, N standard normal.
+def rounded_normal(key: jax.Array, count: int) -> jax.Array:
+    """Whole numbers, the rounded `2^11 G` of standard normal `G` up to `TABLE_ERROR`.
 
     Args:
       key: used up by this call.
       count: how many.
-      table: of `rounded_normal_table`.
 
     Returns:
-      `[count]` int32, of absolute value at most `6.2 / GRID`.
+      `[count]` int32, of size below 2^14. Each takes 64 random bits: one is the sign, 14
+      choose a column of the table, 49 one of the two sizes in it.
     """
-    words = jax.random.bits(key, (2, count), "uint32")
-    return looked_up(words[0], words[1], jnp.asarray(table))
+    words = jax.random.bits(key, (2, count), jnp.uint32)
+    return looked_up(words[0], words[1])
 
 
-def looked_up(first: jax.Array, second: jax.Array, table: jax.Array) -> jax.Array:
-    """A sign, and how many entries of the table, but for one, other 63 bits are below.
+def looked_up(high, low):
+    """Noise of 64 random bits."""
+    most, least, other = words_of_table()
+    column = (high >> 18).astype(jnp.int32)
+    part = high & jnp.uint32(2**17 - 1)
 
-    Where to look is found in float32, and off by a fiftieth of an entry at most; the
-    neighbours decide.
+    def of_column(table):
+        return jnp.asarray(table).at[column].get(mode="promise_in_bounds")
 
-    Args:
-      first: uint32, the sign and the high bits.
-      second: uint32, the low bits.
-      table: of `rounded_normal_table`.
+    threshold = of_column(most)
+    below = (part < threshold) | ((part == threshold) & (low < of_column(least)))
+    size = jnp.where(below, column, of_column(other))
+    return jnp.where((high >> 17) & 1 == 1, -size, size)
+
+
+@functools.cache
+def words_of_table():
+    thresholds, other = alias_table()
+    return (
+        (thresholds >> 32).astype(np.uint32),
+        (thresholds & (2**32 - 1)).astype(np.uint32),
+        other.astype(np.int32),
+    )
+
+
+@functools.cache
+def alias_table():
+    """Thresholds `[2^14]` int64 and other sizes `[2^14]` of Walker's alias method.
+
+    A column `i` stands for its own number below its threshold, of 2^49, and else for
+    `other[i]`. So the probability of each size is a multiple of 2^-63, exactly: the
+    sum of its parts.
+
+    Source: Walker 1977; Vose 1991, here in whole numbers.
+    """
+    shares = [share * LARGEST for share in sizes_of_63_bits()]
+    whole = 2**63
+    thresholds, other = list(shares), list(range(LARGEST))
+    small = [i for i, share in enumerate(shares) if share < whole]
+    large = [i for i, share in enumerate(shares) if share > whole]
+    while small:
+        i, j = small.pop(), large[-1]
+        other[i] = j
+        thresholds[j] -= whole - thresholds[i]
+        if thresholds[j] <= whole:
+            large.pop()
+            if thresholds[j] < whole:
+                small.append(j)
+    return np.array([t // LARGEST for t in thresholds], np.int64), np.array(other)
+
+
+def sizes_of_63_bits() -> list[int]:
+    """Probabilities of the sizes 0, 1, ... of rounded `2^11 G`, in units of 2^-63.
+
+    That of size j is, with `h = 2^-12` and `x = j / 2^11`, the integral of the normal
+    density over `x - h ... x + h` and its mirror image (0 has none): `2 h phi(x) (1 + (x^2
+    - 1) h^2 / 6 + ...)`, the next term below `(h x)^4 / 120 < 1e-13`, and taken too; after it
+    1e-19. `x^2 / 2` is exact in float64, so each is right to a relative 1e-15. Noise of
+    more than 8 standard deviations, of probability 1.3e-15, is given to size 0, with what
+    rounding leaves. Total variation: less than 1.3e-15 + 1e-15 + 2^14 2^-64 < 2^-48.
 
     Returns:
-      int32 of their shape.
+      2^14 whole numbers whose sum is 2^63.
     """
-    high = first & jnp.uint32(0x7FFFFFFF)
-    # By way of signed integers, which every processor converts at once.
-    low = (second >> 1).astype(jnp.int32).astype(jnp.float32) * 2.0**-31
-    unit = (high.astype(jnp.int32).astype(jnp.float32) + low) * 2.0**-31
-    about = normal_size(jnp.maximum(unit, 2.0**-31)) * (1 / GRID)
-    about = jnp.clip(jnp.round(about).astype(jnp.int32), 1, len(table) - 2)
-    found = about - 1
-    for place in (about, about + 1):
-        of_high, of_low = table[place, 0], table[place, 1]
-        below = (high < of_high) | ((high == of_high) & (second < of_low))
-        found = found + below.astype(jnp.int32)
-    return jnp.where(first >> 31 == 1, -found, found)
+    x = np.arange(LARGEST) / STEPS
+    h = 0.5 / STEPS
+    second = (x**2 - 1) * h**2 / 6
+    fourth = (x**4 - 6 * x**2 + 3) * h**4 / 120
+    density = np.exp(-(x**2) / 2) * math.sqrt(2 / math.pi)
+    probabilities = 2 * h * density * (1 + second + fourth)
+    found = [round(float(p) * 2**63) for p in probabilities]
+    found[0] = 2**63 - sum(found[1:])
+    return found
 
 
 def _view(law, image):

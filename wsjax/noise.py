@@ -94,7 +94,7 @@ def _normal(words, divisor=1.0):
     unit, sign = _unit_and_sign(words)
     if unit.dtype == jnp.float64:
         return -jax.scipy.special.ndtri(0.5 * unit) / (sign * divisor)
-    return normal_size(unit) / (sign * divisor)
+    return _normal_size(unit) / (sign * divisor)
 
 
 def _uniform(words, divisor=1.0):
@@ -124,8 +124,8 @@ def _unit_and_sign(words):
     return unit, jnp.where(sign == 1, -1.0, 1.0).astype(unit.dtype)
 
 
-def normal_size(unit: jax.Array) -> jax.Array:
-    """float32 `|z|` that a normal variable exceeds with probability `unit`, from 2^-31.
+def _normal_size(unit):
+    """float32 `|z|` that a normal variable exceeds with probability `unit`.
 
     Of `w = -log(unit (2 - unit))`, `|z| / (1 - unit)` is smooth: a polynomial in w up
     to a breakpoint, one in sqrt(w) beyond, both within 1e-7 of SciPy's quantile. A

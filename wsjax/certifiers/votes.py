@@ -258,8 +258,7 @@ class VoteCertifier(base.Certifier):
     def recorded(self) -> dict[str, Any]:
         return {
             "ground_metric": self.smoothing.ground_metric,
-            # Runs without slack are those of earlier versions.
-            "scores": {k: v for k, v in vars(self.smoothing.scores).items() if v},
+            "scores": self.smoothing.scores.described(),
             "alpha": self.alpha,
             "n0": self.n0,
             "n": self.n,
