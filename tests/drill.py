@@ -746,7 +746,7 @@ def attempt(site, name, seed, number):
         try:
             kind_.act(trial)
         except Failed as failed:
-            told = "\n".join(f"[{x.code}] {x.text[-1500:].strip()}" for x in trial.told)
+            told = "\n".join(f"[{x.code}] {x.text.strip()}" for x in trial.told)
             return (
                 f"{name} ({trial.scene}): {failed}\n{textwrap.indent(told, '    ')}\n"
                 f'  repeat: python tests/drill.py --only="{name}" --seed={seed} '
