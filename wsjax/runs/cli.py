@@ -128,7 +128,10 @@ def _place_in_config(error, path):
 
 
 _LOADER = importlib.import_module("ml_collections.config_flags.config_flags").__file__
-_LIBRARIES = tuple(set(map(sysconfig.get_path, ("stdlib", "purelib", "platlib"))))
+_LIBRARIES = (
+    *set(map(sysconfig.get_path, ("stdlib", "purelib", "platlib"))),
+    str(pathlib.Path(files.__file__).parent),
+)
 
 
 def _is_users(frame):

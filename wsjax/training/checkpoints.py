@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import pathlib
+import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ import orbax.checkpoint as ocp
 from wsjax import files
 from wsjax.training.steps import TrainState
 
-_DESCRIPTION = "classifier.json"
+_FOLDER, _DESCRIPTION = "checkpoints", "classifier.json"
 
 
 class CheckpointError(ValueError):
@@ -48,7 +49,7 @@ class Checkpoints:
                 ),
             }
         self._manager = ocp.CheckpointManager(
-            pathlib.Path(workdir).absolute() / "checkpoints",
+            pathlib.Path(workdir).absolute() / _FOLDER,
             options=ocp.CheckpointManagerOptions(**options),
         )
 
@@ -154,31 +155,47 @@ def _with_placement(leaf):
 def write_description(
     workdir: pathlib.Path, description: dict[str, Any], run: str
 ) -> None:
-    """Records what a run's checkpoints belong to; see `check_description`, `check_run`."""
-    text = json.dumps({**description, "run": run}, indent=2) + "\n"
-    files.write_whole(pathlib.Path(workdir) / _DESCRIPTION, text)
+    """Records what a run's checkpoints belong to; see `check_description`, `check_run`.
+
+    Those of another run that diverged are deleted before.
+    """
+    workdir = pathlib.Path(workdir)
+    found, diverged = _owner(workdir)
+    if diverged and found != run:
+        shutil.rmtree(workdir / _FOLDER)
+    _describe(workdir, {**description, "run": run})
+
+
+def mark_diverged(workdir: pathlib.Path) -> None:
+    """Notes that the run has diverged: its checkpoints stand in no other's way."""
+    path = pathlib.Path(workdir) / _DESCRIPTION
+    if path.exists():
+        _describe(workdir, {**_read_description(path), "diverged": True})
 
 
 def check_run(workdir: pathlib.Path, run: str) -> bool:
     """Refuses to go on from checkpoints of another training run.
+
+    Those of one that diverged are no reason: it would again.
 
     Args:
       workdir: a run directory.
       run: digest of what training depends on, as in `write_description`.
 
     Returns:
-      Whether there are checkpoints.
+      Whether there are checkpoints of this run.
 
     Raises:
-      CheckpointError: there are, and they do not say that they belong to
+      CheckpointError: there are some, and they do not say that they belong to
         this run.
     """
     workdir = pathlib.Path(workdir)
-    if not any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*")):
+    if not _any(workdir):
         return False
-    path = workdir / _DESCRIPTION
-    found = _read_description(path).get("run") if path.exists() else None
+    found, diverged = _owner(workdir)
     if found != run:
+        if diverged:
+            return False
         raise CheckpointError(
             f"The checkpoints in {workdir} belong to another training run ({found}, "
             f"this one is {run}): another config or data set, or another version. "
@@ -206,13 +223,30 @@ def check_description(workdir: pathlib.Path, description: dict[str, Any]) -> Non
             f"checkpoint with --config.model.checkpoint=FILE.pth."
         )
     saved = _read_description(path)
-    saved.pop("run", None)
+    for key in ("run", "diverged"):
+        saved.pop(key, None)
     if wrong := differences(saved, description):
         raise CheckpointError(
             f"The classifier in {workdir} is not the one this config describes: "
             + "; ".join(wrong)
             + ". Use the config it was trained with, or another --workdir."
         )
+
+
+def _any(workdir):
+    return any(path.name.isdigit() for path in (workdir / _FOLDER).glob("*"))
+
+
+def _owner(workdir):
+    """The run that has the checkpoints of a directory, and whether it diverged."""
+    path = workdir / _DESCRIPTION
+    found = _read_description(path) if path.exists() and _any(workdir) else {}
+    return found.get("run"), found.get("diverged", False)
+
+
+def _describe(workdir, description):
+    text = json.dumps(description, indent=2) + "\n"
+    files.write_whole(pathlib.Path(workdir) / _DESCRIPTION, text)
 
 
 def _read_description(path):
