@@ -15,10 +15,10 @@ on files of the run directory. Linux only.
 
 import argparse
 import collections
-import contextlib
 import datetime
 import functools
 import json
+import math
 import pathlib
 import random
 import re
@@ -42,10 +42,13 @@ from wsjax.runs import config as configs
 from wsjax.runs import manifest
 
 RESULTS = tiny_runs.ROOT / "benchmarks" / "results" / "drill.jsonl"
+DOCS = tiny_runs.ROOT / "docs" / "trust.md"
 
 CONFIG = textwrap.dedent(
     '''\
     """A very tiny run on digits, from files."""
+    from math import inf, nan
+
     import ml_collections
 
     from wsjax.runs.config import with_defaults
@@ -122,6 +125,28 @@ class Ended(NamedTuple):
     @property
     def errors(self) -> list[str]:
         return [x for x in self.text.splitlines() if x.startswith("error:")]
+
+
+def judge(ended):
+    """What holds whatever has happened: words, not traces, and one sentence of errors."""
+    for sign in ("Traceback", "Exception ignored", "Fatal Python error"):
+        if sign in ended.text:
+            raise Failed(f"{sign} after exit code {ended.code}")
+    if ended.code == 1:
+        if len(ended.errors) != 1 or ended.text.splitlines()[-1:] != ended.errors:
+            raise Failed("exit code 1 without one last line that begins with error:")
+        if len(ended.errors[0]) > 1500:
+            raise Failed(f"a sentence of {len(ended.errors[0])} characters")
+    elif ended.errors:
+        raise Failed(f"an error, and exit code {ended.code}")
+
+
+def is_stopped(ended, *signums):
+    """It ended by one of the signals with its sentence, once, or before they came."""
+    told = re.findall("stopped by (.*); run the same command to go on", ended.text)
+    codes = {(): 0, **{(each.name,): 128 + each for each in signums}}
+    if codes.get(tuple(told)) != ended.code:
+        raise Failed(f"exit code {ended.code} and {told} after {signums}")
 
 
 # Runs the script in a process of its own and sends it signals, each after some seconds,
@@ -332,24 +357,9 @@ class Trial:
             ended = self.site.start(
                 scene, self.workdir, *more, prelude=prelude, **places
             )
-        self.judge(ended)
-        return ended
-
-    def judge(self, ended):
-        """What holds whatever has happened: words, not traces; rows valid, none lost."""
         self.told.append(ended)
-        for sign in ("Traceback", "Exception ignored", "Fatal Python error"):
-            if sign in ended.text:
-                raise Failed(f"{sign} after exit code {ended.code}")
-        if ended.code == 1:
-            if len(ended.errors) != 1 or ended.text.splitlines()[-1:] != ended.errors:
-                raise Failed(
-                    "exit code 1 without one last line that begins with error:"
-                )
-            if len(ended.errors[0]) > 1500:
-                raise Failed(f"a sentence of {len(ended.errors[0])} characters")
-        elif ended.errors:
-            raise Failed(f"an error, and exit code {ended.code}")
+        judge(ended)
+        return ended
 
     def disturb(self, *signums, gap=0.0, real=False):
         """Sends signals at a random moment; returns how the process ended."""
@@ -434,22 +444,12 @@ def killed(trial):
     trial.goes_on()
 
 
-def _is_stopped(ended, *signums):
-    """It ended by one of the signals with its sentence, once, or before they came."""
-    told = re.findall("stopped by (.*); run the same command to go on", ended.text)
-    expected = [[], *([signum.name] for signum in signums)]
-    if told not in expected or ended.code != (
-        128 + signal.Signals[told[0]] if told else 0
-    ):
-        raise Failed(f"exit code {ended.code} and {told} after {signums}")
-
-
 @kind("stopped")
 def stopped(trial):
     """SIGINT, SIGTERM or SIGHUP, up to twice: one sentence, 128 + its number."""
     for _ in range(trial.rng.randint(1, 2)):
         signum = trial.rng.choice((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
-        _is_stopped(trial.disturb(signum), signum)
+        is_stopped(trial.disturb(signum), signum)
     trial.goes_on()
 
 
@@ -457,7 +457,7 @@ def stopped(trial):
 def stopped_while_it_starts(trial):
     """Likewise while a program still imports, in a process that begins with nothing."""
     signum = trial.rng.choice((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
-    _is_stopped(trial.disturb(signum, real=True), signum)
+    is_stopped(trial.disturb(signum, real=True), signum)
     trial.goes_on()
 
 
@@ -466,7 +466,7 @@ def stopped_twice(trial):
     """A second signal soon after the first: still one sentence."""
     second = trial.rng.choice((signal.SIGINT, signal.SIGTERM))
     ended = trial.disturb(signal.SIGINT, second, gap=0.5)
-    _is_stopped(ended, signal.SIGINT, second)
+    is_stopped(ended, signal.SIGINT, second)
     trial.goes_on()
 
 
@@ -480,7 +480,8 @@ def two_at_once(trial):
     group = [tiny_runs.Forked(script, arguments, sleep.format(x)) for x in delays]
     all_ended = [Ended(code, a + b) for code, a, b in tiny_runs.run_together(group)]
     for ended in all_ended:
-        trial.judge(ended)
+        trial.told.append(ended)
+        judge(ended)
         if ended.code and f"{trial.workdir} is in use by" not in ended.text:
             raise Failed(f"exit code {ended.code} without a word about the other one")
     if all(ended.code for ended in all_ended):
@@ -529,18 +530,38 @@ class Skipped(Exception):
 
 
 _VALUES = (
-    *("", "abc", "ä\t'\"", "x" * 5000, "-1", "0", "1", "2", "nan", "inf", "-inf"),
-    *("1e9", "1e-9", "0.3", "None", "True", "False", "()", "(1,)", "(0.1, 0.2)"),
-    *("(1, 'a')", "(-0.01,)", "(nan,)", "[]", "{}", "-0.0", "9" * 30),
+    *("", "abc", "ä\t'\"", "x" * 5000, None, True, False, (), [], {}, (1,), (0.1, 0.2)),
+    *(
+        (1, "a"),
+        (-0.01,),
+        (math.nan,),
+        math.nan,
+        math.inf,
+        -math.inf,
+        -1,
+        0,
+        -0.0,
+        1,
+        2,
+    ),
+    *(0.3, 1e9, 1e-9, 10**30),
 )
 
 
-def _all_keys():
+def _settings():
+    """Every key with its default, as in an empty config file."""
     blank = {block: {} for block in ("data", "model", "smoothing", "train")}
     found = manifest.flat(configs.with_defaults(ml_collections.ConfigDict(blank)))
-    required = ("data.name", "model.name", "model.widths", "model.hidden")
-    required += ("smoothing.noise", "smoothing.ground_metric", "train.learning_rate")
-    return sorted({*found, *required, "train.batch_size", "train.num_epochs"})
+    names = ("data.name", "model.name", "smoothing.noise", "smoothing.ground_metric")
+    required = {
+        **dict.fromkeys(names, ""),
+        "model.widths": (),
+        "model.hidden": 0,
+        "train.learning_rate": 0.0,
+        "train.batch_size": 0,
+        "train.num_epochs": 0,
+    }
+    return {**found, **required}
 
 
 @kind("wrong setting")
@@ -551,30 +572,24 @@ def wrong_setting(trial):
     left behind; or it is used. Then the directory either belongs to that run, or the
     corrected command goes on.
     """
-    key, value = trial.rng.choice(_all_keys()), trial.rng.choice(_VALUES)
-    places, more = {}, []
+    settings = _settings()
+    key, value = trial.rng.choice(sorted(settings)), trial.rng.choice(_VALUES)
+    shown = value if isinstance(value, str) else repr(value)
+    places, more = {}, [f"--config.{key}={shown}"]
     if trial.rng.random() < 0.5:
-        more = [f"--config.{key}={value}"]
-        shown = more[0]
-    else:
-        words = {"nan": "float('nan')", "inf": "float('inf')", "-inf": "-float('inf')"}
-        with contextlib.suppress(SyntaxError):
-            compile(value, "", "eval")
-            words.setdefault(value, value.replace("nan", "float('nan')"))
-        text = repr(value) if value in ("", "abc") else words.get(value, repr(value))
-        shown = f"config.{key} = {text[:60]}"
-        places = {
-            "config": trial.site.write_config(trial.folder, f"config.{key} = {text}")
-        }
-    trial.told.append(Ended(0, shown))
+        text = f"config.{key} = {value!r}"
+        places, more = {"config": trial.site.write_config(trial.folder, text)}, []
+    trial.told.append(Ended(0, f"{key} = {value!r:.80}, {'in a file' * bool(places)}"))
     # Some are taken, and would make it long.
     late = [(8.0 + 2 * trial.seconds, int(signal.SIGTERM))]
     ended = trial.run(*more, prelude=_LATE.format(moments=late), **places)
     if ended.code not in (0, 1, 143):
         raise Failed(f"exit code {ended.code}")
+    if isinstance(value, bool) and isinstance(settings[key], float) and ended.code != 1:
+        raise Failed("a number may be True")
     if ended.code == 1:
         said = ended.errors[0]
-        if key.rpartition(".")[2] not in said and value[:40] not in said:
+        if key.rpartition(".")[2] not in said and shown[:40] not in said:
             raise Failed("the sentence names neither the setting nor the value")
     if not trial.workdir.exists() or not list(trial.workdir.iterdir()):
         if ended.code != 1:
@@ -826,6 +841,24 @@ def lines(tallies, seed):
             }
 
 
+def with_counts(text, results):
+    """docs/trust.md with the numbers of a file of results in its table."""
+    tried, failed = collections.Counter(), collections.Counter()
+    for line in results.splitlines():
+        each = json.loads(line)
+        tried[each["kind"]] += each["tried"]
+        failed[each["kind"]] += each["failed"]
+
+    def counted(match):
+        names = match["names"].split(", ")
+        number = f"{sum(tried[name] for name in names):,}"
+        if broken := sum(failed[name] for name in names):
+            number += f", {broken} failed"
+        return f"drill: {match['names']} | {number} |"
+
+    return re.sub(r"drill: (?P<names>.*?) \| .* \|", counted, text)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, help="by default, each kind once")
@@ -851,6 +884,8 @@ def main():
         with arguments.out.open("a") as file:
             for line in lines(tallies, arguments.seed):
                 file.write(json.dumps(line) + "\n")
+        if arguments.out.resolve() == RESULTS:
+            DOCS.write_text(with_counts(DOCS.read_text(), RESULTS.read_text()))
     raise SystemExit(any(tally.failed for tally in tallies.values()))
 
 
