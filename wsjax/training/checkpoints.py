@@ -7,6 +7,7 @@ and restoring into anything else is refused before any array is read.
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import pathlib
@@ -23,6 +24,7 @@ from wsjax import files
 from wsjax.training.steps import TrainState
 
 _FOLDER, _DESCRIPTION = "checkpoints", "classifier.json"
+_DIGEST = "sha256"  # Of the arrays of a checkpoint, among its metadata.
 
 
 class CheckpointError(ValueError):
@@ -68,7 +70,11 @@ class Checkpoints:
         if self.latest_step == step:
             return
         try:
-            self._manager.save(step, args=ocp.args.StandardSave(state))
+            self._manager.save(
+                step,
+                args=ocp.args.StandardSave(state),
+                custom_metadata={_DIGEST: fingerprint(state)},
+            )
             self._manager.wait_until_finished()
         # TensorStore's errors are ValueErrors, and others of Orbax a bare Exception.
         except Exception as error:
@@ -91,7 +97,8 @@ class Checkpoints:
           The saved state.
 
         Raises:
-          CheckpointError: there is none, or its arrays have other shapes.
+          CheckpointError: there is none, or its arrays have other shapes, or are not those
+        that were saved.
         """
         if self.latest_step is None:
             raise CheckpointError(
@@ -105,12 +112,9 @@ class Checkpoints:
             )
         # Orbax and TensorStore raise whatever they like, a bare Exception included.
         except Exception as error:
-            raise CheckpointError(
-                f"The checkpoint of step {self.latest_step} in "
-                f"{self._manager.directory} does not fit this config's model or "
-                f"optimizer, or is damaged ({_reason(error)}). If it is "
-                f"damaged, delete the folder {self.latest_step} there and run "
-                f"train.py again."
+            raise self._damaged(
+                f"does not fit this config's model or optimizer, or is damaged "
+                f"({_reason(error)}). If it is damaged,"
             ) from error
         shapes = [
             (x.shape, y.shape) for x, y in zip(*map(jax.tree.leaves, (like, restored)))
@@ -121,6 +125,7 @@ class Checkpoints:
                 f"{self._manager.directory} has arrays of other shapes than this "
                 f"config's model."
             )
+        self._check_digest(restored)
         # Without placement, not tied to a device either.
         return jax.tree.map(
             lambda x, y: y if _placement(x) else jnp.asarray(np.asarray(y)),
@@ -128,10 +133,37 @@ class Checkpoints:
             restored,
         )
 
+    def _check_digest(self, restored):
+        # TensorStore has a checksum for its indices, none for large arrays.
+        saved = None
+        with contextlib.suppress(Exception):
+            saved = self._manager.metadata(self.latest_step).custom_metadata[_DIGEST]
+        if saved not in (None, fingerprint(restored)):
+            raise self._damaged("was changed after it was written:")
+
+    def _damaged(self, how):
+        return CheckpointError(
+            f"The checkpoint of step {self.latest_step} in {self._manager.directory} "
+            f"{how} delete the folder {self.latest_step} there and run train.py again."
+        )
+
     def close(self) -> None:
         """Closes; what could not be written, `save` has told."""
         with contextlib.suppress(Exception):
             self._manager.close()
+
+
+def fingerprint(*parts: Any) -> str:
+    """Hex SHA-256 of the arrays of classifiers, noise laws and the like.
+
+    Shapes and dtypes are included.
+    """
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(parts):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def _reason(error):
