@@ -238,7 +238,7 @@ class Site:
             ".write(str(seen)))\n"
         )
         workdir.parent.mkdir(parents=True)
-        # Once for programs to be compiled, and once to see how long it takes.
+        # Where something had to be compiled first, again: how long does it take?
         for _ in range(2):
             shutil.rmtree(workdir, ignore_errors=True)
             before = time.monotonic()
@@ -246,6 +246,8 @@ class Site:
             seconds = time.monotonic() - before
             if ended.code:
                 raise RuntimeError(f"{name} fails undisturbed: {ended.text}")
+            if seconds < 5:
+                break
         return workdir, results(workdir), seconds, int(count.read_text())
 
     def command(self, name, workdir, *more, config=None, trained=None):
@@ -660,10 +662,12 @@ def damaged_file(trial):
         places["trained"] = trial.folder / "trained"
         shutil.copytree(trial.site.home(scene.trained), places["trained"])
         roots.append(places["trained"])
-    unfinished = rng.random() < 0.7
-    if unfinished and scene.script == "train.py":
+    state = rng.choice(("finished", "unfinished", "unfinished", "not begun"))
+    if state == "not begun" and scene.trained:
+        shutil.rmtree(roots.pop(0))
+    elif state != "finished" and scene.script == "train.py":
         shutil.rmtree(trial.workdir / "checkpoints" / str(newest(trial.workdir)))
-    elif unfinished:
+    elif state != "finished":
         path = rng.choice(sorted(trial.workdir.glob("*.tsv")))
         lines = path.read_bytes().splitlines(keepends=True)
         path.write_bytes(b"".join(lines[: rng.randint(1, len(lines))]))
@@ -673,7 +677,9 @@ def damaged_file(trial):
         for path in root.rglob("*")
         if path.is_file() and "tensorboard" not in path.parts
     )
-    path = rng.choice(found)
+    # Half of the time every byte is as likely as another, else every file.
+    sizes = [path.stat().st_size for path in found]
+    (path,) = rng.choices(found, rng.choice((sizes, [1] * len(found))))
     content = path.read_bytes()
     way = _damage(rng, path)
     trial.told.append(Ended(0, f"{path.relative_to(trial.folder)}: {way}"))
@@ -819,13 +825,6 @@ def table(tallies):
 
 def lines(tallies, seed):
     """One object per kind that was tried, for the file of results."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=tiny_runs.ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
     for name, tally in tallies.items():
         if tally.tried:
             yield {
@@ -835,7 +834,6 @@ def lines(tallies, seed):
                 "seconds": round(tally.seconds, 1),
                 "seed": seed,
                 "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-                "commit": commit,
                 "versions": manifest.versions(),
                 "devices": manifest.devices(),
             }
