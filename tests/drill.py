@@ -684,12 +684,14 @@ def damaged_file(trial):
     way = _damage(rng, path)
     trial.told.append(Ended(0, f"{path.relative_to(trial.folder)}: {way}"))
     ended = trial.run(**places)
-    # Nothing says what these were, apart from themselves.
-    but = [
-        str(path.relative_to(root))
-        if path.name == "metrics.jsonl" or path.suffix == ".npy"
-        else None
-    ]
+    # Nothing vouches for metrics and adversarial images; entries of other names in
+    # run.json may be those of another version.
+    but = set()
+    if path.name == "metrics.jsonl" or path.suffix == ".npy":
+        but = {str(path.relative_to(root))}
+    elif path.name == "run.json" and ended.code == 0:
+        but = {key for key in results(trial.workdir) if key[0] == path.name}
+        but -= trial.expected.keys()
     _is_refused_or_harmless(trial, ended, path, but)
     if ended.code:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -237,7 +237,7 @@ def run(script, *arguments, prelude=""):
 # Imports once, then runs one group of processes after another, forked off.
 _FORKS = f"""
 import gc, json, os, runpy, signal, sys, time
-import sklearn.datasets
+import matplotlib.pyplot, ot, sklearn.datasets
 import wsjax.runs.attack_report, wsjax.runs.cluster, wsjax.runs.trained
 import wsjax.training.loop
 
