@@ -5,6 +5,7 @@ import re
 import signal
 import sys
 import tempfile
+from unittest import mock
 
 import drill
 from absl.testing import absltest, parameterized
@@ -37,10 +38,12 @@ rows.RowWriter.write = None
 
 @absltest.skipUnless(sys.platform == "linux", "Asks /proc.")
 class DrillTest(parameterized.TestCase):
-    def setUp(self):
-        super().setUp()
-        folder = self.enter_context(tempfile.TemporaryDirectory())
-        self.site = drill.Site(folder, scenes=(SCENE,))
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(folder.cleanup)
+        cls.site = drill.Site(folder.name, scenes=(SCENE,))
 
     def drill(self, *names, seed):
         said = []
@@ -58,8 +61,9 @@ class DrillTest(parameterized.TestCase):
             self.assertIn("jax", line["versions"])
 
     def test_rows_lost_and_changed_and_traces_are_found(self):
-        for found, self.site.sabotage in BROKEN.items():
-            tallies, said = self.drill("killed", seed=1)
+        for found, sabotage in BROKEN.items():
+            with mock.patch.object(self.site, "sabotage", sabotage):
+                tallies, said = self.drill("killed", seed=1)
             with self.subTest(found=found):
                 self.assertEqual((tallies["killed"].tried, len(said)), (1, 1))
                 self.assertRegex(said[0], found)

@@ -6,6 +6,7 @@ import pathlib
 import shutil
 import tempfile
 import textwrap
+import types
 
 import chex
 import jax
@@ -19,6 +20,7 @@ import wsjax
 from wsjax import confidence, data
 from wsjax.runs import (
     artefact,
+    cli,
     cluster,
     config,
     experiment,
@@ -311,6 +313,22 @@ class ScriptsTest(chex.TestCase):
         self.assertEqual((code, out), (1, ""))
         self.assertStartsWith(err, "error: JAX finds no device of JAX_PLATFORMS=cuda")
         self.assertLen(err.splitlines(), 1)
+
+    def test_what_a_library_answers_too_late_is_not_printed(self):
+        """As an exception of a thread, or one that nobody can raise."""
+        late, other = RuntimeError("Event loop is closed"), RuntimeError("other")
+        for wrap in (
+            lambda error: (RuntimeError, error, None),
+            lambda error: (types.SimpleNamespace(exc_value=error),),
+        ):
+            told = []
+            hook = cli._except_late_answers(
+                lambda *given, told=told: told.append(given)
+            )
+            hook(*wrap(late))
+            self.assertEmpty(told)
+            hook(*wrap(other))
+            self.assertLen(told, 1)
 
     def test_report_overlays_runs(self):
         figure = self.folder / "both.png"
