@@ -26,7 +26,7 @@ rows.RowWriter.write = forgetful
 from wsjax.runs import rows
 honest = rows.RowWriter.write
 def careless(self, **values):
-    honest(self, **{**values, "radius": values["radius"] / 2})
+    honest(self, **{**values, "num_exact": values["num_exact"] + 1})
 rows.RowWriter.write = careless
 """,
     "Traceback after exit code": """
@@ -52,6 +52,7 @@ class DrillTest(parameterized.TestCase):
 
     def test_each_kind_of_accident_once(self):
         names = [name for name, kind in drill.KINDS.items() if SCENE in kind.scenes]
+        names.remove("stopped while it starts")  # Four such are in signals_test.
         tallies, said = self.drill(*names, seed=0)
         self.assertEqual(said, [])
         for name, tally in tallies.items():

@@ -209,7 +209,7 @@ def environment():
     # Programs that were compiled for one start serve the next.
     shared = env.get("JAX_COMPILATION_CACHE_DIR", _COMPILED.name)
     env["JAX_COMPILATION_CACHE_DIR"] = str(pathlib.Path(shared) / "programs")
-    env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     return env
 
 
