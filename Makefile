@@ -6,8 +6,10 @@ QUICK := runs/digits
 RESULTS := benchmarks/results
 # Extras that the tests use; `make test EXTRAS=test,torch` adds those of PyTorch files.
 EXTRAS ?= test
+MINUTES ?= 30
+SEED ?= 0
 
-.PHONY: quickstart test check format bench reproduce clean
+.PHONY: quickstart test check format drill bench reproduce clean
 
 # Train, certify and attack on handwritten digits; five minutes on two cores.
 quickstart: $(VENV)/digits.stamp
@@ -30,6 +32,11 @@ check: $(VENV)/$(EXTRAS).stamp
 format: $(VENV)/$(EXTRAS).stamp
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
+
+# Accidents at random to runs of the scripts, for MINUTES; another SEED has others. Counts
+# go to benchmarks/results, and from there to docs/trust.md.
+drill: $(VENV)/$(EXTRAS).stamp
+	$(RUN) tests/drill.py --minutes=$(MINUTES) --seed=$(SEED) --out=$(RESULTS)/drill.jsonl
 
 # Speed and savings, one script per claim, beside PyTorch; results go to benchmarks/results.
 # DATA is the folder of the original MNIST files; AUTHORS, if given, a checkout of the code

@@ -116,8 +116,9 @@ class Folder(chex.TestCase):
             return {k: file.get_tensor(k) for k in file.keys()}, file.metadata()  # noqa: SIM118
 
     def rewrite(self, arrays=(), text=()):
-        """Changes some entries of the file; None takes one away."""
+        """Changes some entries of the file; None takes one away, as is the digest."""
         old_arrays, old_text = self.content()
+        old_text.pop("sha256", None)
         arrays, text = {**old_arrays, **dict(arrays)}, {**old_text, **dict(text)}
         arrays = {
             k: np.asarray(v, order="C") for k, v in arrays.items() if v is not None
@@ -257,6 +258,15 @@ class RefusalTest(Folder):
             self.path.write_bytes(whole[:size])
             with self.subTest(size=size):
                 self.assert_refused("no classifier of this program, or is damaged")
+
+    def test_a_changed_bit_of_any_array(self):
+        whole = self.path.read_bytes()
+        start = 8 + int.from_bytes(whole[:8], "little")
+        for place in np.random.default_rng(0).integers(start, len(whole), 10):
+            damaged = bytearray(whole)
+            damaged[place] ^= 1
+            self.path.write_bytes(damaged)
+            self.assert_refused("damaged: its arrays are not those that were written")
 
     @parameterized.named_parameters(
         ("bytes", bytes(range(256)) * 40),

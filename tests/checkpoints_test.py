@@ -193,6 +193,29 @@ class CheckpointsTest(chex.TestCase):
             path.write_bytes(whole)
         self.assertGreater(refused, 6)
 
+    def test_a_changed_bit_of_a_large_array_is_noticed(self):
+        """Small ones lie within an index, for which TensorStore has a checksum."""
+        rng = np.random.default_rng(0)
+        large = {"kernel": jax.numpy.asarray(rng.normal(size=(40, 50)), "float32")}
+        state = steps.TrainState(jax.numpy.int32(9), large, {}, ())
+        self.store(self.folder, state)
+        step = self.folder / "checkpoints" / "9"
+        path = max(step.rglob("d/*"), key=lambda path: path.stat().st_size)
+        whole = path.read_bytes()
+        for place in rng.integers(len(whole), size=5):
+            damaged = bytearray(whole)
+            damaged[place] ^= 4
+            path.write_bytes(damaged)
+            with self.assertRaisesRegex(
+                checkpoints.CheckpointError, "step 9 in .* changed after.*folder 9"
+            ):
+                self.restore(state)
+        # Those of before there was a digest are taken as they are.
+        (step / "_CHECKPOINT_METADATA").write_text("{}")
+        self.restore(state)
+        path.write_bytes(whole)
+        chex.assert_trees_all_equal(self.restore(state), state)
+
     def test_any_error_of_the_library_is_a_sentence(self):
         with (
             mock.patch.object(

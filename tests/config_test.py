@@ -237,6 +237,7 @@ class ResolveTest(chex.TestCase):
     def test_with_defaults_leaves_mistakes_to_resolve(self):
         for wrong, message in (
             ({"train": {"batchsize": 8}}, "batchsize is not a setting"),
+            ({"train": 3}, "train should be a block of settings, got 3"),
             ({"smothing": {}}, "smothing is not a setting"),
         ):
             full = config.with_defaults(ml_collections.ConfigDict(least(**wrong)))
@@ -245,6 +246,22 @@ class ResolveTest(chex.TestCase):
         del full["smothing"], full["train"]["batch_size"]
         with self.assertRaisesRegex(config.ConfigError, "batch_size is missing"):
             config.resolve(config.with_defaults(full))
+
+    def test_true_is_no_number_whenever_it_is_set(self):
+        """`ConfigDict` makes 1.0 of True where a float was."""
+        full = config.with_defaults(ml_collections.ConfigDict(least(attack={})))
+        for key in ("smoothing.sigma", "train.momentum", "attack.flow.step_size"):
+            before = config.resolve(full).plain()
+            for value in (True, False):
+                with self.assertRaisesRegex(TypeError, f"is a number, {value} is none"):
+                    full.update_from_flattened_dict({key: value})
+            self.assertEqual(config.resolve(full).plain(), before)
+        full.update_from_flattened_dict({"smoothing.sigma": 1})
+        self.assertEqual(config.resolve(full).smoothing.sigma, 1.0)
+        with self.assertRaisesRegex(
+            config.ConfigError, "consistency=True is not a num"
+        ):
+            config.resolve(least(train={**LEAST["train"], "consistency": True}))
 
     def test_plain_takes_the_seed_and_the_blocks(self):
         resolved = config.resolve(least(seed=5))

@@ -6,6 +6,7 @@ import pathlib
 import shutil
 import tempfile
 import textwrap
+import types
 
 import chex
 import jax
@@ -19,6 +20,7 @@ import wsjax
 from wsjax import confidence, data
 from wsjax.runs import (
     artefact,
+    cli,
     cluster,
     config,
     experiment,
@@ -312,6 +314,22 @@ class ScriptsTest(chex.TestCase):
         self.assertStartsWith(err, "error: JAX finds no device of JAX_PLATFORMS=cuda")
         self.assertLen(err.splitlines(), 1)
 
+    def test_what_a_library_answers_too_late_is_not_printed(self):
+        """As an exception of a thread, or one that nobody can raise."""
+        late, other = RuntimeError("Event loop is closed"), RuntimeError("other")
+        for wrap in (
+            lambda error: (RuntimeError, error, None),
+            lambda error: (types.SimpleNamespace(exc_value=error),),
+        ):
+            told = []
+            hook = cli._except_late_answers(
+                lambda *given, told=told: told.append(given)
+            )
+            hook(*wrap(late))
+            self.assertEmpty(told)
+            hook(*wrap(other))
+            self.assertLen(told, 1)
+
     def test_report_overlays_runs(self):
         figure = self.folder / "both.png"
         code, out, err = tiny_runs.run(
@@ -371,6 +389,11 @@ class ScriptsTest(chex.TestCase):
             "leaving.py": ("raise SystemExit(0)\n", "line 1 (raise SystemExit(0))"),
             "none.py": ("x = 1\n", "no attribute 'get_config'"),
             "empty.py": ("get_config = list\n", "get_config() returned []"),
+            "truth.py": (
+                f"{LEARNED.replace('return', 'c =')}    c.train.momentum = True\n",
+                "(c.train.momentum = True): TypeError: momentum is a number, True is",
+            ),
+            "loud.py": (f"int('{'x' * 3000}')\n", "xx...): ValueError: invalid lit"),
         }
         for name, (text, message) in files.items():
             (self.folder / name).write_text(text)
@@ -396,6 +419,7 @@ class ScriptsTest(chex.TestCase):
                 lines = [x for x in err.splitlines() if x.startswith("error:")]
                 self.assertLen(lines, 1, err)
                 self.assertIn(message, lines[0])
+                self.assertLess(len(lines[0]), 1_000)
                 self.assertNotIn("Traceback", out + err)
                 self.assertEqual(code, 1)
         self.assertEqual(
@@ -631,10 +655,10 @@ REFUSED = {
         "--config.certify.at_radii=(0.01, 0.005)",
     ),
     "radius=5 is out of reach of this noise": ("--config.certify.at_radii=(0.01, 5)",),
-    "at_radii=(-0.01,) is not a list of any number of values, each a number in": (
+    "at_radii=(-0.01,) is not a list of values, each a number in (0, 1000]": (
         "--config.certify.at_radii=(-0.01,)",
     ),
-    "at_radii=('a',) is not a list of any number of values, each a number in": (
+    "at_radii=('a',) is not a list of values, each a number in (0, 1000]": (
         "--config.certify.at_radii=('a',)",
     ),
     "first_look=0 is not a whole number from 1": (

@@ -82,6 +82,20 @@ class SignalsTest(parameterized.TestCase):
         process.send_signal(signum)
         self.assert_ends(process, signum, code)
 
+    @parameterized.parameters(*EACH)
+    def test_a_signal_to_a_program_that_has_ended_changes_nothing(self, signum, _):
+        """Its modules are taken apart when the last object of this one goes."""
+        text = f"""{START}
+import os
+class Last:
+    def __del__(self, kill=os.kill, me=os.getpid()):
+        kill(me, {int(signum)})
+last = Last()
+print("done")"""
+        process = start("-c", text)
+        self.assertEqual(process.communicate(timeout=60), ("done\n", ""))
+        self.assertEqual(process.returncode, 0)
+
     def test_ignored_signals_stay_ignored(self):
         text = (
             "import os, signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); "

@@ -209,7 +209,7 @@ def environment():
     # Programs that were compiled for one start serve the next.
     shared = env.get("JAX_COMPILATION_CACHE_DIR", _COMPILED.name)
     env["JAX_COMPILATION_CACHE_DIR"] = str(pathlib.Path(shared) / "programs")
-    env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     return env
 
 
@@ -237,7 +237,7 @@ def run(script, *arguments, prelude=""):
 # Imports once, then runs one group of processes after another, forked off.
 _FORKS = f"""
 import gc, json, os, runpy, signal, sys, time
-import sklearn.datasets
+import matplotlib.pyplot, ot, sklearn.datasets
 import wsjax.runs.attack_report, wsjax.runs.cluster, wsjax.runs.trained
 import wsjax.training.loop
 

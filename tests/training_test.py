@@ -443,6 +443,33 @@ class LoopTest(chex.TestCase):
             train(self.folder, make_optimizer=lambda _: explosive, perturb=None)
         self.assertIsNone(checkpoints.Checkpoints(self.folder).latest_step)
 
+    def test_checkpoints_of_a_run_that_diverged_leave_room_for_a_corrected_one(self):
+        def explosive(_):
+            return optax.sgd(lambda step: jnp.where(step < 7, 0.1, 1e30))
+
+        checkpoints.write_description(self.folder, {}, "first")
+        with self.assertRaisesRegex(FloatingPointError, "by step 10"):
+            train(self.folder, make_optimizer=explosive, perturb=None)
+        self.assertEqual(checkpoints.Checkpoints(self.folder).latest_step, 5)
+        # The same command diverges again.
+        self.assertTrue(checkpoints.check_run(self.folder, "first"))
+        checkpoints.write_description(self.folder, {}, "first")
+        with self.assertRaisesRegex(FloatingPointError, "by step 10"):
+            train(self.folder, make_optimizer=explosive, perturb=None)
+
+        self.assertFalse(checkpoints.check_run(self.folder, "second"))
+        checkpoints.write_description(self.folder, {}, "second")
+        state = train(self.folder, perturb=None)
+
+        chex.assert_trees_all_equal(state, train(self.folder / "fresh", perturb=None))
+        texts = [
+            (x / "metrics.jsonl").read_text()
+            for x in (self.folder, self.folder / "fresh")
+        ]
+        self.assertEqual(*texts)
+        with self.assertRaisesRegex(checkpoints.CheckpointError, "another training"):
+            checkpoints.check_run(self.folder, "first")
+
 
 if __name__ == "__main__":
     absltest.main()

@@ -8,6 +8,7 @@ all, and rows as they are found (`runs`). Where work is worth finishing first, a
 Imports the standard library alone.
 """
 
+import atexit
 import contextlib
 import os
 import signal
@@ -47,6 +48,8 @@ def end_on_signals() -> None:
     os.set_blocking(tell_it, False)
     signal.set_wakeup_fd(tell_it, warn_on_full_buffer=False)
     threading.Thread(target=_hear, args=(heard,), daemon=True).start()
+    # Registered before all others, it comes last.
+    atexit.register(_end_in_peace)
 
 
 def tell(stopped: Stopped) -> None:
@@ -69,6 +72,12 @@ def _end(signum, _frame=None):
     stopped = Stopped(signum)
     tell(stopped)
     os._exit(stopped.exit_code)
+
+
+def _end_in_peace():
+    # Everything is done. Python would let signals of its last moments kill the process.
+    for signum in SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)
 
 
 def _hear(pipe):

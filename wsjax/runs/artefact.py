@@ -21,11 +21,14 @@ from wsjax.certificates import ProbabilityScores
 from wsjax.network import LipschitzNetwork, Rows
 from wsjax.noise import NoiseLaw
 from wsjax.smoothing import gaussian_scores
-from wsjax.training.checkpoints import CheckpointError, differences
+from wsjax.training.checkpoints import CheckpointError, differences, fingerprint
 
 NAME = "classifier.safetensors"
 _FORMAT = "wsjax classifier 1"
 _NETWORK_FORMAT = "wsjax network 1"
+_DIGEST = (
+    "sha256"  # Of the arrays; files of before there was one are taken as they are.
+)
 _LAWS = {
     law.__name__: law for law in (gaussian.ColouredGaussian, gaussian.GaussianView)
 }
@@ -176,6 +179,7 @@ def _check_description(path, stored, described):
 
 
 def _write(path, arrays, text):
+    text = {**text, _DIGEST: fingerprint(arrays)}
     files.write_whole(path, _in_order(to_bytes(arrays, text)))
 
 
@@ -209,6 +213,11 @@ def _read(path, expected):
         raise CheckpointError(
             f"{path} is no classifier of this program, or is damaged ({error})."
         ) from error
+    if text.get(_DIGEST) not in (None, fingerprint(arrays)):
+        raise CheckpointError(
+            f"{path} is damaged: its arrays are not those that were written. Restore it, "
+            f"or run train.py again."
+        )
     return arrays, text
 
 

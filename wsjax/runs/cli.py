@@ -153,8 +153,8 @@ def _place_in_config(error, path):
             # The innermost line that the user wrote.
             place = own[-1]
             return (
-                f"{place.filename}, line {place.lineno} ({place.line}): "
-                f"{type(cause).__name__}: {what}"
+                f"{place.filename}, line {place.lineno} ({_cut(place.line)}): "
+                f"{type(cause).__name__}: {_cut(what, 300)}"
             )
         if "get_config" in what:
             return f"{path}: {what}."
@@ -162,7 +162,10 @@ def _place_in_config(error, path):
 
 
 _LOADER = importlib.import_module("ml_collections.config_flags.config_flags").__file__
-_LIBRARIES = tuple(set(map(sysconfig.get_path, ("stdlib", "purelib", "platlib"))))
+_LIBRARIES = (
+    *set(map(sysconfig.get_path, ("stdlib", "purelib", "platlib"))),
+    str(pathlib.Path(files.__file__).parent),
+)
 
 
 def _is_users(frame):
@@ -274,7 +277,8 @@ def _quiet_libraries():
     if not _DEBUG.value:
         absl_logging.set_verbosity(absl_logging.FATAL)
         threading.excepthook = lambda _: None
-        sys.excepthook = _except_late_answers
+        sys.excepthook = _except_late_answers(sys.__excepthook__)
+        sys.unraisablehook = _except_late_answers(sys.__unraisablehook__)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("wsjax")
@@ -282,10 +286,19 @@ def _quiet_libraries():
     logger.setLevel(logging.INFO)
 
 
-def _except_late_answers(kind, error, trace):
-    # TensorStore's, when a checkpoint could not be written and nobody waits any more.
-    if str(error) != "Event loop is closed":
-        sys.__excepthook__(kind, error, trace)
+def _except_late_answers(hook):
+    """The same hook, but for errors of TensorStore's threads.
+
+    These come when a checkpoint could not be written and nobody waits any more.
+    """
+
+    def call(*arguments):
+        told = arguments[0] if len(arguments) == 1 else arguments[1]
+        error = getattr(told, "exc_value", told)
+        if str(error) != "Event loop is closed":
+            hook(*arguments)
+
+    return call
 
 
 def _sentence(error):
@@ -296,6 +309,10 @@ def _one_line(message):
     """In a single line, and without the config loader's preface."""
     preface = "Configuration is not available because of an earlier failure to load: "
     return " ".join(message.removeprefix(preface).split())
+
+
+def _cut(text, most=120):
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def _fail(message):

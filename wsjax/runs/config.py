@@ -346,18 +346,27 @@ def with_defaults(config: ml_collections.ConfigDict) -> ml_collections.ConfigDic
         config.seed = 0
     for name, defaults in _BLOCKS.items():
         if name in config or not _required(name):
-            if name not in config:
-                config[name] = {}
-            _fill(config[name], defaults)
+            _fill(config, name, defaults)
     return config
 
 
-def _fill(block, defaults):
+class _Block(ml_collections.ConfigDict):
+    """Refuses True and False in place of a float: a `ConfigDict` makes 1.0 and 0.0 of them."""
+
+    def __setitem__(self, key, value):
+        if isinstance(value, bool) and isinstance(self.get(key), float):
+            raise TypeError(f"{key} is a number, {value} is none.")
+        super().__setitem__(key, value)
+
+
+def _fill(config, name, defaults):
+    given = config.get(name, {})
+    if not isinstance(given, (dict, ml_collections.ConfigDict)):
+        return  # A mistake, of which `resolve` tells.
+    config[name] = block = _Block(given)
     for key, default in defaults.items():
         if isinstance(default, dict):
-            if key not in block:
-                block[key] = {}
-            _fill(block[key], default)
+            _fill(block, key, default)
         elif key not in block and default is not dataclasses.MISSING:
             block[key] = config_dict.placeholder(int) if default is None else default
 

@@ -100,9 +100,9 @@ class _Names:
 
 def many(each: Range, least: int = 1, hint: str = "") -> Range:
     """Lists and tuples of at least so many values."""
-    few = f"{least} or more" if least else "any number of"
+    few = f"{least} or more " if least else ""
     return Range(
-        f"a list of {few} values, each {each.words}",
+        f"a list of {few}values, each {each.words}",
         lambda value: (
             isinstance(value, (list, tuple))
             and least <= len(value) <= 1_000

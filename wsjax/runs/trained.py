@@ -1,10 +1,9 @@
 """What a run certifies or attacks, read from its directory once."""
 
 import functools
-import hashlib
 import pathlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -18,6 +17,8 @@ from wsjax.runs import artefact, experiment
 from wsjax.runs.config import Config
 from wsjax.runs.examples import Examples
 from wsjax.training import checkpoints
+
+fingerprint = checkpoints.fingerprint
 
 
 class Trained(NamedTuple):
@@ -182,16 +183,3 @@ def make_certifier(
     """
     kind = registry.get_kind(config.certify.method)
     return kind.from_run(Run(config, workdir, examples), **config.certify.settings)
-
-
-def fingerprint(*parts: Any) -> str:
-    """Hex SHA-256 of the arrays of classifiers, noise laws and the like.
-
-    Shapes and dtypes are included.
-    """
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(parts):
-        array = np.ascontiguousarray(leaf)
-        digest.update(f"{array.dtype}{array.shape}".encode())
-        digest.update(array.data)
-    return digest.hexdigest()

@@ -7,9 +7,11 @@ and restoring into anything else is refused before any array is read.
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import pathlib
+import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +23,8 @@ import orbax.checkpoint as ocp
 from wsjax import files
 from wsjax.training.steps import TrainState
 
-_DESCRIPTION = "classifier.json"
+_FOLDER, _DESCRIPTION = "checkpoints", "classifier.json"
+_DIGEST = "sha256"  # Of the arrays of a checkpoint, among its metadata.
 
 
 class CheckpointError(ValueError):
@@ -48,7 +51,7 @@ class Checkpoints:
                 ),
             }
         self._manager = ocp.CheckpointManager(
-            pathlib.Path(workdir).absolute() / "checkpoints",
+            pathlib.Path(workdir).absolute() / _FOLDER,
             options=ocp.CheckpointManagerOptions(**options),
         )
 
@@ -67,7 +70,11 @@ class Checkpoints:
         if self.latest_step == step:
             return
         try:
-            self._manager.save(step, args=ocp.args.StandardSave(state))
+            self._manager.save(
+                step,
+                args=ocp.args.StandardSave(state),
+                custom_metadata={_DIGEST: fingerprint(state)},
+            )
             self._manager.wait_until_finished()
         # TensorStore's errors are ValueErrors, and others of Orbax a bare Exception.
         except Exception as error:
@@ -90,7 +97,8 @@ class Checkpoints:
           The saved state.
 
         Raises:
-          CheckpointError: there is none, or its arrays have other shapes.
+          CheckpointError: there is none, or its arrays have other shapes, or are not those
+        that were saved.
         """
         if self.latest_step is None:
             raise CheckpointError(
@@ -104,12 +112,9 @@ class Checkpoints:
             )
         # Orbax and TensorStore raise whatever they like, a bare Exception included.
         except Exception as error:
-            raise CheckpointError(
-                f"The checkpoint of step {self.latest_step} in "
-                f"{self._manager.directory} does not fit this config's model or "
-                f"optimizer, or is damaged ({_reason(error)}). If it is "
-                f"damaged, delete the folder {self.latest_step} there and run "
-                f"`wsjax train` again."
+            raise self._damaged(
+                f"does not fit this config's model or optimizer, or is damaged "
+                f"({_reason(error)}). If it is damaged,"
             ) from error
         shapes = [
             (x.shape, y.shape) for x, y in zip(*map(jax.tree.leaves, (like, restored)))
@@ -120,6 +125,7 @@ class Checkpoints:
                 f"{self._manager.directory} has arrays of other shapes than this "
                 f"config's model."
             )
+        self._check_digest(restored)
         # Without placement, not tied to a device either.
         return jax.tree.map(
             lambda x, y: y if _placement(x) else jnp.asarray(np.asarray(y)),
@@ -127,10 +133,37 @@ class Checkpoints:
             restored,
         )
 
+    def _check_digest(self, restored):
+        # TensorStore has a checksum for its indices, none for large arrays.
+        saved = None
+        with contextlib.suppress(Exception):
+            saved = self._manager.metadata(self.latest_step).custom_metadata[_DIGEST]
+        if saved not in (None, fingerprint(restored)):
+            raise self._damaged("was changed after it was written:")
+
+    def _damaged(self, how):
+        return CheckpointError(
+            f"The checkpoint of step {self.latest_step} in {self._manager.directory} "
+            f"{how} delete the folder {self.latest_step} there and run train.py again."
+        )
+
     def close(self) -> None:
         """Closes; what could not be written, `save` has told."""
         with contextlib.suppress(Exception):
             self._manager.close()
+
+
+def fingerprint(*parts: Any) -> str:
+    """Hex SHA-256 of the arrays of classifiers, noise laws and the like.
+
+    Shapes and dtypes are included.
+    """
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(parts):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def _reason(error):
@@ -154,31 +187,47 @@ def _with_placement(leaf):
 def write_description(
     workdir: pathlib.Path, description: dict[str, Any], run: str
 ) -> None:
-    """Records what a run's checkpoints belong to; see `check_description`, `check_run`."""
-    text = json.dumps({**description, "run": run}, indent=2) + "\n"
-    files.write_whole(pathlib.Path(workdir) / _DESCRIPTION, text)
+    """Records what a run's checkpoints belong to; see `check_description`, `check_run`.
+
+    Those of another run that diverged are deleted before.
+    """
+    workdir = pathlib.Path(workdir)
+    found, diverged = _owner(workdir)
+    if diverged and found != run:
+        shutil.rmtree(workdir / _FOLDER)
+    _describe(workdir, {**description, "run": run})
+
+
+def mark_diverged(workdir: pathlib.Path) -> None:
+    """Notes that the run has diverged: its checkpoints stand in no other's way."""
+    path = pathlib.Path(workdir) / _DESCRIPTION
+    if path.exists():
+        _describe(workdir, {**_read_description(path), "diverged": True})
 
 
 def check_run(workdir: pathlib.Path, run: str) -> bool:
     """Refuses to go on from checkpoints of another training run.
+
+    Those of one that diverged are no reason: it would again.
 
     Args:
       workdir: a run directory.
       run: digest of what training depends on, as in `write_description`.
 
     Returns:
-      Whether there are checkpoints.
+      Whether there are checkpoints of this run.
 
     Raises:
-      CheckpointError: there are, and they do not say that they belong to
+      CheckpointError: there are some, and they do not say that they belong to
         this run.
     """
     workdir = pathlib.Path(workdir)
-    if not any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*")):
+    if not _any(workdir):
         return False
-    path = workdir / _DESCRIPTION
-    found = _read_description(path).get("run") if path.exists() else None
+    found, diverged = _owner(workdir)
     if found != run:
+        if diverged:
+            return False
         raise CheckpointError(
             f"The checkpoints in {workdir} belong to another training run ({found}, "
             f"this one is {run}): another config or data set, or another version. "
@@ -206,13 +255,30 @@ def check_description(workdir: pathlib.Path, description: dict[str, Any]) -> Non
             f"checkpoint with --config.model.checkpoint=FILE.pth."
         )
     saved = _read_description(path)
-    saved.pop("run", None)
+    for key in ("run", "diverged"):
+        saved.pop(key, None)
     if wrong := differences(saved, description):
         raise CheckpointError(
             f"The classifier in {workdir} is not the one this config describes: "
             + "; ".join(wrong)
             + ". Use the config it was trained with, or another --workdir."
         )
+
+
+def _any(workdir):
+    return any(path.name.isdigit() for path in (workdir / _FOLDER).glob("*"))
+
+
+def _owner(workdir):
+    """The run that has the checkpoints of a directory, and whether it diverged."""
+    path = workdir / _DESCRIPTION
+    found = _read_description(path) if path.exists() and _any(workdir) else {}
+    return found.get("run"), found.get("diverged", False)
+
+
+def _describe(workdir, description):
+    text = json.dumps(description, indent=2) + "\n"
+    files.write_whole(pathlib.Path(workdir) / _DESCRIPTION, text)
 
 
 def _read_description(path):

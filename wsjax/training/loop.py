@@ -18,7 +18,7 @@ from wsjax import data
 from wsjax.console.progress import progress
 from wsjax.console.signals import StopFlag
 from wsjax.training import steps
-from wsjax.training.checkpoints import Checkpoints
+from wsjax.training.checkpoints import Checkpoints, mark_diverged
 from wsjax.training.metrics import MetricsWriter, read_metrics
 from wsjax.training.objectives import CROSS_ENTROPY, Objective
 
@@ -72,7 +72,8 @@ def train(
     Raises:
       runs.signals.Stopped: a signal asked to stop; a checkpoint was written.
       checkpoints.CheckpointError: `workdir` holds checkpoints of another model.
-      FloatingPointError: the loss is not finite; no such state is kept.
+      FloatingPointError: the loss is not finite; no such state is kept, and the
+        checkpoints before it leave the directory to another run.
       ValueError: a number is outside its range, or a batch fits neither the
         training set nor the devices.
     """
@@ -155,6 +156,9 @@ def train(
                         shown += f", median radius {found['median_radius']:.4g}"
                     metrics.write(step, {"epoch": epoch + 1, **found})
                     tqdm.write(f"epoch {epoch + 1}: {shown}")
+    except FloatingPointError:
+        mark_diverged(workdir)
+        raise
     finally:
         bar.close()
         metrics.close()
@@ -168,8 +172,8 @@ def _finite(step, values):
     if not np.isfinite(values["loss"]):
         raise FloatingPointError(
             f"The training loss became {values['loss']} by step {step}. Lower "
-            f"config.train.learning_rate or the noise level; checkpoints up to the "
-            f"last epoch are kept."
+            f"config.train.learning_rate or the noise level and run again; this run's "
+            f"checkpoints are kept until then."
         )
     return values
 
