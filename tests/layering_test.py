@@ -167,7 +167,9 @@ class ImportTest(parameterized.TestCase):
     def test_the_public_names_are_those_of_the_core(self):
         allowed = {*CORE, *wsjax.__all__}
         self.assertContainsSubset(wsjax_modules(PACKAGE / "_names.py"), allowed)
-        self.assertContainsSubset(wsjax_modules(PACKAGE / "__init__.py"), CORE)
+        # `load_model` is imported when it is asked for, like all others, from further down.
+        homes = wsjax_modules(PACKAGE / "__init__.py") - {"runs"}
+        self.assertContainsSubset(homes, CORE)
 
     def test_sequential_decisions_lean_on_bounds_alone(self):
         self.assertEqual(wsjax_modules(PACKAGE / "sequential.py"), {"confidence"})

@@ -29,7 +29,7 @@ class PackagingTest(parameterized.TestCase):
         folders = {("wsjax", "configs", *name.parent.parts) for name in names}
         self.assertCountEqual(
             self.setup["options"]["packages"].split(),
-            packages | {".".join(folder) for folder in folders},
+            packages | {".".join(folder) for folder in folders} | {"wsjax.released"},
         )
 
     def test_messages_and_documents_name_extras_that_there_are(self):

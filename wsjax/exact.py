@@ -217,7 +217,7 @@ def rounded_normal(key: jax.Array, count: int) -> jax.Array:
 
 def looked_up(high, low):
     """Noise of 64 random bits."""
-    most, least, other = words_of_table()
+    most, least, other = _words_of_table()
     column = (high >> 18).astype(jnp.int32)
     part = high & jnp.uint32(2**17 - 1)
 
@@ -231,7 +231,7 @@ def looked_up(high, low):
 
 
 @functools.cache
-def words_of_table():
+def _words_of_table():
     thresholds, other = alias_table()
     return (
         (thresholds >> 32).astype(np.uint32),

@@ -125,6 +125,31 @@ def save_network(
     _write(path, {k: np.ascontiguousarray(v) for k, v in arrays.items()}, text)
 
 
+def is_network(path: pathlib.Path) -> bool:
+    """Whether a file says that it holds a network that needs no noise.
+
+    Args:
+      path: of `save` or `save_network`.
+
+    Returns:
+      False too where there is no such file: reading it tells what is wrong.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return (file.metadata() or {}).get("format") == _NETWORK_FORMAT
+    except (SafetensorError, OSError):
+        return False
+
+
+def description_of(path: pathlib.Path) -> dict[str, Any]:
+    """What the network in a file belongs to, as in `Artefact`.
+
+    Raises:
+      CheckpointError: as `load_network`.
+    """
+    return files.parse_json(_read(path, _NETWORK_FORMAT)[1]["description"])
+
+
 def load_network(
     path: pathlib.Path, description: dict[str, Any] | None = None
 ) -> LipschitzNetwork:
@@ -216,7 +241,7 @@ def _read(path, expected):
     if text.get(_DIGEST) not in (None, fingerprint(arrays)):
         raise CheckpointError(
             f"{path} is damaged: its arrays are not those that were written. Restore it, "
-            f"or run train.py again."
+            f"or run `wsjax train` again."
         )
     return arrays, text
 

@@ -19,6 +19,7 @@ COMMANDS = {
     "certify": "certify test images: a class and a radius for each",
     "attack": "attack a trained classifier, plain and smoothed",
     "report": "tables and curves of run directories",
+    "models": "released classifiers, and what they certify",
 }
 
 _HELP = """\

@@ -144,7 +144,7 @@ class Checkpoints:
     def _damaged(self, how):
         return CheckpointError(
             f"The checkpoint of step {self.latest_step} in {self._manager.directory} "
-            f"{how} delete the folder {self.latest_step} there and run train.py again."
+            f"{how} delete the folder {self.latest_step} there and run `wsjax train` again."
         )
 
     def close(self) -> None:
