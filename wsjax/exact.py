@@ -28,9 +28,9 @@ density is above 4e-6 between `t - eta` and `t + eta`, and `eta = off / 4e-6` is
 In units of radius this is `ProbabilityScores.slack`. Nothing is assumed of float32: a network that
 depends on a copy's place in a batch does so whatever the image is, and 5.1 holds for each place.
 
-The mass of an image is no coordinate: pictures are shown with a mean pixel of one, whatever
-that of the image. Classifiers that divide by the mean pixel (`model.unit="mass"`) see no
-difference.
+The mass of an image is no coordinate: noise does not hide it, and it is the same for all images
+that transport can reach. It is summed so that images of equal mass have equal bits of it
+(`math.fsum` is correctly rounded).
 """
 
 import dataclasses
@@ -66,7 +66,7 @@ class ExactNormal(NoiseLaw):
     """A Gaussian law whose noise is added to coordinates of the image as whole numbers.
 
     `perturb` takes what `prepare` returns. Of an image of floats it makes a copy by the
-    law itself, at a mean pixel of one: what gradients need, and no certificate may use.
+    law itself: what gradients need, and no certificate may use.
 
     Attributes:
       law: `gaussian.GaussianView` or `gaussian.ColouredGaussian`.
@@ -88,8 +88,8 @@ class ExactNormal(NoiseLaw):
           image: `[H, W, C]` float, of any mass.
 
         Returns:
-          `[D, 1, 1]` int32: coordinates in units of `GRID`, then for noise on the image
-          itself the C masses of its channels.
+          `[D, 1, 1]` int32: coordinates in units of `GRID`; for noise on the image itself
+          the C shares of its channels in the mass; and the bits of the float32 mass.
 
         Raises:
           ValueError: another shape, or numbers beyond 2^30.
@@ -116,10 +116,11 @@ class ExactNormal(NoiseLaw):
                 f"the noise from the mean in one coordinate, and whole numbers end at "
                 f"{2**30 * GRID:.3g}. Smooth with more noise."
             )
-        return whole.astype(np.int32)[:, None, None]
+        bits = np.float32(mass).reshape(1).view(np.int32)
+        return np.append(whole.astype(np.int32), bits)[:, None, None]
 
     def perturb(self, key: jax.Array, image: jax.Array) -> jax.Array:
-        """One noisy picture of mean pixel one.
+        """One noisy picture.
 
         Args:
           key: used up by this call.
@@ -128,14 +129,14 @@ class ExactNormal(NoiseLaw):
         Returns:
           `[H, W, C]` float32.
         """
-        pixels = math.prod(self.image_shape)
         if jnp.issubdtype(image.dtype, jnp.floating):
-            return self.law.perturb(key, image * (pixels / jnp.sum(image)))
-        whole = image[:, 0, 0]
+            return self.law.perturb(key, image)
+        whole = image[:-1, 0, 0]
+        mass = jax.lax.bitcast_convert_type(image[-1, 0, 0], jnp.float32)
         if isinstance(self.law, gaussian.GaussianView):
             sums = whole + rounded_normal(key, len(whole))
             shown = self.law.noise_of(sums.astype(jnp.float32) * GRID)
-            return pixels * (jnp.asarray(self.law.mean) + shown)
+            return mass * (jnp.asarray(self.law.mean) + shown)
         height, width, channels = self.image_shape
         coordinates, shares = whole[:-channels], whole[-channels:]
         sums = coordinates + rounded_normal(key, len(coordinates))
@@ -147,7 +148,7 @@ class ExactNormal(NoiseLaw):
             average = mean.mean((0, 1))
             gain = jnp.asarray(self.law.gain[0, 0])
             even = mean + gain @ (even - average)
-        return pixels * (shown + even)
+        return mass * (shown + even)
 
 
 def exact(smoothing: Smoothing) -> Smoothing:

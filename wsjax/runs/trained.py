@@ -68,7 +68,7 @@ def restore(config: Config, workdir: pathlib.Path, examples: Examples) -> Traine
             store.close()
     smooth = experiment.make_smoothing(config, examples.image_shape)
     source = path or workdir
-    smooth = _exact(config, smooth)
+    smooth = exact.exact(smooth) if config.smoothing.exact else smooth
     return Trained(_classifier(source, module, variables, examples), smooth)
 
 
@@ -96,21 +96,8 @@ def _from_artefact(config, workdir, examples, module):
     else:
         shape = tuple(examples.image_shape)
         smooth = smoothing.Smoothing(stored.law, stored.scores, shape)
-    smooth = _exact(config, smooth)
+    smooth = exact.exact(smooth) if config.smoothing.exact else smooth
     return Trained(_classifier(path, module, stored.variables, examples), smooth)
-
-
-def _exact(config, smooth):
-    """The smoothing, for exact votes if the config asks for them."""
-    if not config.smoothing.exact:
-        return smooth
-    if config.model.unit != "mass":
-        raise ValueError(
-            f"smoothing.exact=True shows the classifier pictures of a mean pixel of one, "
-            f"and model.unit={config.model.unit!r} is for pixels of the image's own mass: "
-            f'train with model.unit="mass", or set smoothing.exact=False.'
-        )
-    return exact.exact(smooth)
 
 
 def _classifier(source, module, variables, examples):
