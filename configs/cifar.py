@@ -12,8 +12,7 @@ images, in seconds and without votes.
   python attack.py  --config=configs/cifar.py --config.data.dir=FOLDER
 
 FOLDER holds cifar-10-binary.tar.gz or the six files of the binary version. Without
-dependence between channels: --config.smoothing.couple_channels=False. On a GPU or TPU,
---config.certify.block_size=5000.
+dependence between channels: --config.smoothing.couple_channels=False.
 """
 
 import ml_collections
@@ -66,7 +65,6 @@ def get_config():
         "n": 10_000,  # Fresh votes that bound its probability.
         "alpha": 0.05,  # Chance that a given certificate is wrong.
         "use_runner_up": "auto",
-        "block_size": 250,
         "backend": "pmap",
     }
     config.attack = {

@@ -60,7 +60,6 @@ def get_config():
         "n": 10_000,  # Fresh votes that bound its probability.
         "alpha": 0.05,  # Chance that a given certificate is wrong.
         "use_runner_up": "auto",
-        "block_size": 1_000,  # 250 or less on a CPU.
         "backend": "pmap",
     }
     config.attack = {

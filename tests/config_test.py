@@ -368,7 +368,7 @@ SENSE = {
     "train.label_smoothing|train.adam_learning_rate|"
     "train.attack_radius|train.ball_radius|train.ball_warmup|train.radius|"
     "train.temperature|train.noise_learning_rate|train.potential_learning_rate|"
-    "train.bias_learning_rate|train.momentum|train.weight_decay|certify.groups|"
+    "train.bias_learning_rate|train.momentum|train.weight_decay|certify.groups|certify.block_size|"
     "certify.beta|certify.max_radius_loss|certify.softness|attack.pictures|"
     "attack.flow.radius|attack.flow.neighbours|attack.flow.levels|"
     "attack.capacity.epsilon_growth|attack.capacity.slack",

@@ -14,14 +14,21 @@ from wsjax.metrics import pixel_distances
 KINDS = parameterized.product(metric=("l1", "l2"), pieces=(1, 2))
 
 
+_COMPILED = {}
+
+
 def gradient(net, image, selected, other):
     """Of the lead in the image, by automatic differentiation of the float32 function."""
+    if net not in _COMPILED:
+        on_device = net.on_device()
 
-    def lead(pixels):
-        scores = net.on_device()((pixels / pixels.sum())[None])[0]
-        return scores[selected] - scores[other]
+        def lead(pixels, selected, other):
+            scores = on_device((pixels / pixels.sum())[None])[0]
+            return scores[selected] - scores[other]
 
-    return np.asarray(jax.grad(lead)(jnp.asarray(image / image.sum(), jnp.float32)))
+        _COMPILED[net] = jax.jit(jax.grad(lead))
+    pixels = jnp.asarray(image / image.sum(), jnp.float32)
+    return np.asarray(_COMPILED[net](pixels, selected, other))
 
 
 def moved(net, image, selected, other, metric, far):

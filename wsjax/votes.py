@@ -30,6 +30,9 @@ _AXIS = "devices"
 BACKENDS = ("pmap", "shard_map")
 BLOCK_SIZE = 250
 
+# On a GPU or TPU: enough work for each step of a small network.
+_LARGE_BLOCK = 5_000
+
 
 def as_argument(function: Callable) -> jax.tree_util.Partial:
     """Wraps a callable so that it can pass through `jax.jit` as an argument.
@@ -68,6 +71,15 @@ def _is_tree_of_arrays(value):
 
 def _call(function, *arguments):
     return function(*arguments)
+
+
+def suitable_block_size() -> int:
+    """Draws that suit the devices of this process.
+
+    Returns:
+      250 on CPUs, whose caches are small, and 5,000 elsewhere.
+    """
+    return BLOCK_SIZE if jax.default_backend() == "cpu" else _LARGE_BLOCK
 
 
 class Additive(Protocol):

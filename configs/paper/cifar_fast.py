@@ -7,8 +7,7 @@ Laplace noise on the flow plan; configs/paper/cifar.py is the paper's own protoc
   python attack.py  --config=configs/paper/cifar_fast.py --config.data.dir=FOLDER
 
 FOLDER holds cifar-10-binary.tar.gz or the six files of the binary version. For another
-noise level, pass --config.smoothing.sigma=1e-4 to all, with another --workdir. On a GPU or
-TPU, --config.certify.block_size=5000.
+noise level, pass --config.smoothing.sigma=1e-4 to all, with another --workdir.
 """
 
 import ml_collections
@@ -57,7 +56,6 @@ def get_config():
         "n0": 1_000,  # Votes that pick the class.
         "n": 10_000,  # Fresh votes that bound its probability.
         "alpha": 0.05,  # Chance that a given certificate is wrong.
-        "block_size": 250,
         "backend": "pmap",
     }
     config.attack = {

@@ -49,7 +49,6 @@ def get_config():
         "n0": 1_000,  # Votes that pick the class.
         "n": 10_000,  # Fresh votes that bound its probability.
         "alpha": 0.05,  # Chance that a given certificate is wrong.
-        "block_size": 250,
         "backend": "pmap",
     }
     config.attack = {

@@ -181,12 +181,13 @@ class VoteCertifier(base.Certifier):
             for field in dataclasses.fields(cls)
             if field.name not in given
         }
-        layout = {"block_size": votes.BLOCK_SIZE, "backend": "pmap", "groups": 0}
+        layout = {"block_size": 0, "backend": "pmap", "groups": 0}
         return {**own, **layout}
 
     @classmethod
     def from_run(cls, run: Any, **settings: Any) -> Self:
         layout = {k: settings.pop(k) for k in ("block_size", "backend", "groups")}
+        layout["block_size"] = layout["block_size"] or votes.suitable_block_size()
         counting = Counting(**layout)
         if counting.groups:
             votes.check_groups(counting.groups, len(votes.all_devices()))

@@ -227,7 +227,7 @@ RANGES: dict[str, Range] = {
     "certify.alpha": _ALPHA,
     "certify.use_runner_up": one_of(RUNNER_UP),
     "certify.share_draws": whole(1, 10_000),
-    "certify.block_size": _IMAGES,
+    "certify.block_size": whole(0, 2**16, "0 is for what suits the device."),
     "certify.backend": one_of(votes.BACKENDS),
     "certify.groups": whole(0, 2**16, "0 is for as many as suit the images."),
     "certify.beta": number(0, 0.5, below=True, hint="0 stands for alpha."),
