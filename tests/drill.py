@@ -884,7 +884,7 @@ def main():
         with arguments.out.open("a") as file:
             for line in lines(tallies, arguments.seed):
                 file.write(json.dumps(line) + "\n")
-        if arguments.out.resolve() == RESULTS:
+        if arguments.out.resolve() == RESULTS.resolve():
             DOCS.write_text(with_counts(DOCS.read_text(), RESULTS.read_text()))
     raise SystemExit(any(tally.failed for tally in tallies.values()))
 

@@ -6,7 +6,6 @@ import pathlib
 import shutil
 import tempfile
 import textwrap
-import types
 
 import chex
 import jax
@@ -20,7 +19,6 @@ import wsjax
 from wsjax import confidence, data
 from wsjax.runs import (
     artefact,
-    cli,
     cluster,
     config,
     experiment,
@@ -314,21 +312,26 @@ class ScriptsTest(chex.TestCase):
         self.assertStartsWith(err, "error: JAX finds no device of JAX_PLATFORMS=cuda")
         self.assertLen(err.splitlines(), 1)
 
-    def test_what_a_library_answers_too_late_is_not_printed(self):
-        """As an exception of a thread, or one that nobody can raise."""
-        late, other = RuntimeError("Event loop is closed"), RuntimeError("other")
-        for wrap in (
-            lambda error: (RuntimeError, error, None),
-            lambda error: (types.SimpleNamespace(exc_value=error),),
-        ):
-            told = []
-            hook = cli._except_late_answers(
-                lambda *given, told=told: told.append(given)
+    def test_what_nobody_waits_for_is_not_printed(self):
+        """As libraries leave it behind that could not read or write a checkpoint."""
+        left = """
+from wsjax.runs import experiment
+class Left:
+    def __del__(self):
+        raise OSError("nobody waits for this")
+def fail(*_, left=[Left()]):
+    left.clear()
+    raise ValueError("a sentence")
+experiment.make_model = fail
+"""
+        for more, shown in (((), False), (("--debug",), True)):
+            code, _, err = tiny_runs.run_forked(
+                *("train.py", *self.arguments(self.folder / "left"), *more),
+                prelude=left,
             )
-            hook(*wrap(late))
-            self.assertEmpty(told)
-            hook(*wrap(other))
-            self.assertLen(told, 1)
+            self.assertEqual(code, 1)
+            self.assertIn("a sentence", err)
+            self.assertEqual("nobody waits" in err, shown)
 
     def test_report_overlays_runs(self):
         figure = self.folder / "both.png"

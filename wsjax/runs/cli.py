@@ -272,13 +272,14 @@ def _tell(error):
 def _quiet_libraries():
     """Our own messages only: checkpointing alone logs a dozen lines per save.
 
-    What fails in a thread of a library is raised where it is waited for, in a sentence.
+    What fails in a thread or coroutine of a library is raised where it is waited for, in a
+    sentence.
     """
     if not _DEBUG.value:
         absl_logging.set_verbosity(absl_logging.FATAL)
         threading.excepthook = lambda _: None
-        sys.excepthook = _except_late_answers(sys.__excepthook__)
-        sys.unraisablehook = _except_late_answers(sys.__unraisablehook__)
+        sys.unraisablehook = lambda _: None
+        sys.excepthook = _except_late_answers
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("wsjax")
@@ -286,19 +287,10 @@ def _quiet_libraries():
     logger.setLevel(logging.INFO)
 
 
-def _except_late_answers(hook):
-    """The same hook, but for errors of TensorStore's threads.
-
-    These come when a checkpoint could not be written and nobody waits any more.
-    """
-
-    def call(*arguments):
-        told = arguments[0] if len(arguments) == 1 else arguments[1]
-        error = getattr(told, "exc_value", told)
-        if str(error) != "Event loop is closed":
-            hook(*arguments)
-
-    return call
+def _except_late_answers(kind, error, trace):
+    # TensorStore's, when a checkpoint could not be written and nobody waits any more.
+    if str(error) != "Event loop is closed":
+        sys.__excepthook__(kind, error, trace)
 
 
 def _sentence(error):
