@@ -39,6 +39,8 @@ def plan(passes):
         run("consistency 1, 2 copies", "consistency", 2, 1, "train.consistency=1.0"),
         run("consistency 5, 2 copies", "consistency", 2, 1, "train.consistency=5.0"),
         run("adversarial, 2 copies", "smooth_adversarial", 2, 2),
+        # A step against the copies, them, and those on the way to it.
+        run("mixed, 2 copies", "smooth_mix", 2, 3),
     )
 
 
