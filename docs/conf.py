@@ -23,12 +23,15 @@ exclude_patterns = ["_build", "figures"]
 
 html_theme = "sphinx_book_theme"
 html_title = "wsjax"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_theme_options = {
     "repository_url": "https://github.com/wsjax/wsjax",
     "path_to_docs": "docs",
     "use_repository_button": True,
     "use_source_button": True,
     "show_toc_level": 2,
+    "navbar_persistent": [],
 }
 
 myst_enable_extensions = ["deflist", "dollarmath"]
@@ -47,10 +50,9 @@ default_role = "code"
 add_module_names = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
-autodoc_default_options = {"members": True, "show-inheritance": False}
+autodoc_default_options = {"members": True}
 napoleon_numpy_docstring = False
-napoleon_use_ivar = True
-napoleon_custom_sections = ["Source"]
+napoleon_custom_sections = [("Attributes", "params_style"), "Source"]
 
 
 def skip(app, what, name, value, skipped, options):
