@@ -32,7 +32,7 @@ def load_variables(
       image_shape: `(H, W, C)` of the images it classifies.
 
     Returns:
-      Flax variables `{"params": ...}` with equal logits up to rounding.
+      Flax variables, a dict with the key "params", with equal logits up to rounding.
 
     Raises:
       FileNotFoundError: there is no such file.
