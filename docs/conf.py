@@ -6,7 +6,7 @@ import sys
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from wsjax import __version__  # noqa: E402
+from wsjax import __version__
 
 project = "wsjax"
 author = "the wsjax authors"
