@@ -9,7 +9,7 @@ EXTRAS ?= test
 MINUTES ?= 30
 SEED ?= 0
 
-.PHONY: quickstart test check format drill bench reproduce clean
+.PHONY: quickstart test check format docs drill bench reproduce clean
 
 # Train, certify and attack on handwritten digits; five minutes on two cores.
 quickstart: $(VENV)/digits.stamp
@@ -37,6 +37,10 @@ format: $(VENV)/$(EXTRAS).stamp
 # go to benchmarks/results, and from there to docs/trust.md.
 drill: $(VENV)/$(EXTRAS).stamp
 	$(RUN) tests/drill.py --minutes=$(MINUTES) --seed=$(SEED) --out=$(RESULTS)/drill.jsonl
+
+# The site, in docs/_build/html; its notebooks run on two cores in a few minutes.
+docs: $(VENV)/docs.stamp
+	$(RUN) -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
 # Speed and savings, one script per claim, beside PyTorch; results go to benchmarks/results.
 # DATA is the folder of the original MNIST files; AUTHORS, if given, a checkout of the code
@@ -68,4 +72,4 @@ $(VENV)/%.stamp: setup.cfg pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) build docs/_build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -43,7 +43,7 @@ def exact_distance(
 
     Channels of `b` whose mass differs from that in `a` by at most `mass_tolerance`
     are rescaled to agree exactly, which moves the result by at most `mass_tolerance`
-    times the diameter of the image. On one x86-64 core a call takes, in ms:
+    times the diameter of the image. On one x86-64 core a call takes, in ms::
 
                                    "l1"            "l2"
                                POT   HiGHS     POT   HiGHS

@@ -27,8 +27,10 @@ class PilotVotes(FixedVotes):
     these are: the least number that loses at most `max_radius_loss` of the radius of
     `n` votes, for every probability that they leave possible at level `alpha`.
 
-    Attributes, beside those of `FixedVotes`, where `use_runner_up` does not count for
-    the choice of a number, and draws are not shared:
+    `use_runner_up` does not count for the choice of a number, and draws are not shared. The other
+    attributes are those of `FixedVotes`.
+
+    Attributes:
       max_radius_loss: share of the radius to give away, in (0, 1).
 
     Source: docs/theory.md, 3.9.

@@ -270,7 +270,9 @@ class VoteCertifier(base.Certifier):
 class FixedVotes(VoteCertifier):
     """`n0` votes select, `n` fresh votes bound: with probability 1 - alpha it holds.
 
-    Attributes, beside those of `VoteCertifier`:
+    The other attributes are those of `VoteCertifier`.
+
+    Attributes:
       use_runner_up: "always" also bounds the other classes, at half of `alpha` each
         side; this pays when no class has nearly all votes. "auto" does so where the
         selection votes promise a larger radius that way (they are independent of

@@ -22,8 +22,8 @@ def load_variables(
 ) -> dict[str, Any]:
     """Reads a `.pth` state dict of the paper's MNIST network.
 
-    The file holds the tensors `0.weight`, `0.bias`, `2.*`, `5.*` and `7.*`, with or
-    without the prefix `module.`, either directly or under the key `net` (the
+    The file holds the tensors `0.weight`, `0.bias` and those of layers 2, 5 and 7, with or
+    without `module.` in front, either directly or under the key `net` (the
     paper's authors) or `state_dict` (Wong et al.).
 
     Args:
@@ -32,7 +32,7 @@ def load_variables(
       image_shape: `(H, W, C)` of the images it classifies.
 
     Returns:
-      Flax variables `{"params": ...}` with equal logits up to rounding.
+      Flax variables, a dict with the key "params", with equal logits up to rounding.
 
     Raises:
       FileNotFoundError: there is no such file.
