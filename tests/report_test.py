@@ -1,6 +1,5 @@
 """Tests of wsjax.runs.report: what is made of rows on file."""
 
-import dataclasses
 import functools
 import json
 import pathlib
@@ -416,7 +415,7 @@ class RowTest(chex.TestCase):
         bounds = [row[name] for name in ("lower", "upper", "lipschitz")]
         self.assertEqual(row["radius"], scores.certified_radius(*bounds))
         self.assertGreater(row["radius"], 0)
-        self.assertEqual(dataclasses.asdict(theorem), certifier.recorded()["scores"])
+        self.assertEqual(theorem.described(), certifier.recorded()["scores"])
 
 
 if __name__ == "__main__":

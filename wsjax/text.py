@@ -5,7 +5,6 @@ import decimal
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 # Entries of a list of numbers that is shown as it is, such as votes, and characters of
@@ -46,7 +45,7 @@ def shown(value: Any) -> str:
     """
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return _array(value)
-    if isinstance(value, jax.tree_util.Partial):
+    if type(value).__name__ == "Partial":  # Of JAX.
         parts = map(shown, (value.func, *value.args, *value.keywords.values()))
         return f"Partial({', '.join(parts)})"
     if isinstance(value, tuple) and hasattr(value, "_fields"):
@@ -58,7 +57,7 @@ def shown(value: Any) -> str:
     text = repr(value)
     if isinstance(value, Short) or (len(text) <= _MOST_CHARACTERS and "\n" not in text):
         return text
-    arrays = [x for x in jax.tree.leaves(value) if hasattr(x, "shape")]
+    arrays = _arrays(value)
     return f"<{type(value).__name__}{_of(arrays)}>"
 
 
@@ -71,13 +70,28 @@ def rounded_down(value: float, digits: int = 4) -> str:
 def _array(value):
     size = int(np.prod(value.shape))
     few = len(value.shape) == 1 and size <= _MOST_ENTRIES
-    if few and not isinstance(value, jax.core.Tracer) and value.dtype.kind in "iufb":
+    if few and value.dtype.kind in "iufb" and not _is_traced(value):
         return str(np.asarray(value).tolist())
     return f"{value.dtype}{list(value.shape)}"
 
 
+# Data sets are read, and show themselves, without JAX.
+def _is_traced(value):
+    if isinstance(value, np.ndarray):
+        return False
+    import jax
+
+    return isinstance(value, jax.core.Tracer)
+
+
+def _arrays(value):
+    import jax
+
+    return [x for x in jax.tree.leaves(value) if hasattr(x, "shape")]
+
+
 def _container(value):
-    arrays = [x for x in jax.tree.leaves(value) if hasattr(x, "shape")]
+    arrays = _arrays(value)
     text = "" if arrays else repr(value)
     if text and len(text) <= _MOST_CHARACTERS:
         return text

@@ -10,7 +10,6 @@ beside them, and a curve in the figure and line in the summary with the others t
 in this workdir. A stopped run goes on from the rows it wrote.
 """
 
-import dataclasses
 import functools
 import logging
 import time
@@ -46,7 +45,7 @@ def main(config, workdir):
         classify, smoothing = trained.restore(config, folder, examples)
         plain = victims.Victim(classify)
         fingerprint = (classify, smoothing.noise)
-        recorded = {"scores": dataclasses.asdict(smoothing.scores)}
+        recorded = {"scores": smoothing.scores.described()}
     cases = [attack_report.Attacked(name, target) for target in targets]
 
     def check(run):
