@@ -155,31 +155,21 @@ class ExactIid(noise.NoiseLaw):
         """`[H, W, C]` int32, in units of `step`."""
         shape = self.image_shape
         if isinstance(self.law, noise.PixelLaplace):
-            drawn = self._drawn(key, np.arange(math.prod(shape), dtype=np.uint32))
-            return drawn.reshape(shape)
-        if self.law.wrap:
-            shapes = flow_shape(shape, wrap=True)
-            counts = [math.prod(edges) for edges in shapes]
-            drawn = self._drawn(key, np.arange(sum(counts), dtype=np.uint32))
-            down, right = drawn[: counts[0]], drawn[counts[0] :]
-            plan = FlowPlan(
-                down.reshape(shapes.vertical), right.reshape(shapes.horizontal)
-            )
-            return divergence(plan, shape)
-        positions, divisor = noise.bordered_layout(shape)
-        inside = jnp.asarray(np.isfinite(divisor), jnp.int32)
-        return noise.balance(inside * self._drawn(key, positions), shape)
-
-    def _drawn(self, key, positions):
-        """Whole numbers at positions of all draws of a key."""
-        if isinstance(self.law, noise.FlowUniform):
-            return uniform_at(key, positions)
+            pixels = np.arange(math.prod(shape), dtype=np.uint32)
+            return laplace_at(key, pixels).reshape(shape)
+        shapes = flow_shape(shape, self.law.wrap)
+        down, right = (math.prod(edges) for edges in shapes)
+        uniform = isinstance(self.law, noise.FlowUniform)
+        drawn_at = functools.partial(uniform_at if uniform else laplace_at, key)
         # In two turns of a loop, from which XLA does not take the random bits to make
-        # them anew wherever a draw is used: each is used four times.
-        count = len(positions)
-        turns = np.resize(positions, (2, -(-count // 2)))
-        drawn = jax.lax.map(functools.partial(laplace_at, key), jnp.asarray(turns))
-        return drawn.ravel()[:count]
+        # them anew wherever a draw is used: each is used several times.
+        turns = np.arange(down + right + (down + right) % 2, dtype=np.uint32)
+        drawn = jax.lax.map(drawn_at, jnp.asarray(turns.reshape(2, -1))).ravel()
+        plan = FlowPlan(
+            drawn[:down].reshape(shapes.vertical),
+            drawn[down : down + right].reshape(shapes.horizontal),
+        )
+        return divergence(plan, shape)
 
 
 def scores_of(law: ExactIid, scores: ProbabilityScores) -> ProbabilityScores:
@@ -214,7 +204,7 @@ def scores_of(law: ExactIid, scores: ProbabilityScores) -> ProbabilityScores:
     return dataclasses.replace(scores, slack=slack, off=off)
 
 
-def uniform_at(key: jax.Array, positions: np.ndarray) -> jax.Array:
+def uniform_at(key: jax.Array, positions: jax.Array) -> jax.Array:
     """`floor` of uniform variables on [-2^25, 2^25), exactly.
 
     Args:
@@ -224,7 +214,7 @@ def uniform_at(key: jax.Array, positions: np.ndarray) -> jax.Array:
     Returns:
       int32 of the shape of `positions`.
     """
-    bits = fast_random.bits_at(key, positions)
+    bits = fast_random.words_at(key, positions, 2)[0]
     whole = (bits >> np.uint32(32 - UNIFORM_BITS)).astype(jnp.int32)
     return whole - 2 ** (UNIFORM_BITS - 1)
 

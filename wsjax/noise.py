@@ -387,43 +387,24 @@ class FlowNoise(IidNoise):
         # The same plan with its border drawn in: what flows into each pixel from above
         # and, behind that, from the left. Then every pixel's balance is four slices of
         # one vector, three times as fast as shifted arrays on a CPU.
-        positions, divisor = bordered_layout(tuple(image_shape))
+        positions, divisor = _bordered_layout(tuple(image_shape))
         words = fast_random.bits_at(key, positions, _word_size(dtype))
         into = self.standard(words, jnp.asarray(divisor, dtype))
-        return self.scale * balance(into, image_shape)
-
-
-def balance(into: jax.Array, image_shape: tuple[int, ...]) -> jax.Array:
-    """What each pixel gains, of flows in the order of `bordered_layout`.
-
-    Args:
-      into: `[(H + 1) W C + (H W + 1) C]`, 0 where an edge crosses the border.
-      image_shape: `(H, W, C)`.
-
-    Returns:
-      `[H, W, C]`, dtype of `into`.
-    """
-    height, width, channels = image_shape
-    pixels, row = height * width * channels, width * channels
-    vertical, horizontal = into[: pixels + row], into[pixels + row :]
-    gained = (vertical[:pixels] - vertical[row:]) + (
-        horizontal[:pixels] - horizontal[channels:]
-    )
-    return gained.reshape(image_shape)
+        height, width, channels = image_shape
+        pixels, row = height * width * channels, width * channels
+        vertical, horizontal = into[: pixels + row], into[pixels + row :]
+        balance = (vertical[:pixels] - vertical[row:]) + (
+            horizontal[:pixels] - horizontal[channels:]
+        )
+        return self.scale * balance.reshape(image_shape)
 
 
 @functools.cache
-def bordered_layout(image_shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+def _bordered_layout(image_shape):
     """Where in a plan's draws each edge stands, and its divisor.
 
     Two vectors over all edges into pixels from above, a row more than the image, and
     from the left, a pixel more; infinite divisors for those that cross the border.
-
-    Args:
-      image_shape: `(H, W, C)`.
-
-    Returns:
-      uint32 positions, and float divisors, `[(H + 1) W C + (H W + 1) C]` each.
     """
     shapes = flow_shape(image_shape)
     height, width, channels = image_shape
