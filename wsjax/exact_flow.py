@@ -189,14 +189,16 @@ def scores_of(law: ExactIid, scores: ProbabilityScores) -> ProbabilityScores:
     """
     height, width, channels = law.image_shape
     pixels = height * width
-    edges = pixels if isinstance(law.law, noise.PixelLaplace) else pixels - 1
+    if isinstance(law.law, noise.PixelLaplace):
+        edges, drawn = pixels, pixels * channels
+    else:
+        edges = pixels - 1
+        drawn = sum(map(math.prod, flow_shape(law.image_shape, law.law.wrap)))
     error = (pixels + 10) * 2.0**-53 / law.step
     if isinstance(law.law, noise.FlowUniform):
         step, off = 2.0**-UNIFORM_BITS, 0.0
     else:
-        step = math.log(2) * 2.0**-LAPLACE_BITS
-        # Of wrapped plans, which have the most edges.
-        off = 2 * math.prod(law.image_shape) * LAPLACE_ERROR
+        step, off = math.log(2) * 2.0**-LAPLACE_BITS, drawn * LAPLACE_ERROR
     # `scale` is the scale of noise, or the length of its interval, and what the metric
     # makes of it: so it is with all that noise loses.
     loss = step * channels * edges * (1 + 2 * error) + 1.01e6 * off

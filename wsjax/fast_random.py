@@ -102,11 +102,11 @@ def words_at(key: jax.Array, positions: jax.Array, count: int) -> jax.Array:
     low = jnp.asarray(positions, jnp.uint32)
     if jax.random.key_impl(key) in (_THREEFRY, jax.random.key_impl(make_key(0))):
         data = jax.random.key_data(key)
-        turns = (jnp.full_like(low, turn) for turn in range(count // 2))
-        return jnp.stack([w for turn in turns for w in _threefry(data, turn, low)])
-    # A key for each position: other generators do not say where in their output it is.
-    keys = jax.vmap(lambda position: jax.random.fold_in(key, position))(low)
-    return jax.vmap(lambda k: jax.random.bits(k, (count,), jnp.uint32))(keys).T
+    else:
+        # Other generators do not say what stands where: they give the key of this one.
+        data = jax.random.bits(key, (2,), jnp.uint32)
+    turns = (jnp.full_like(low, turn) for turn in range(count // 2))
+    return jnp.stack([word for turn in turns for word in _threefry(data, turn, low)])
 
 
 def _threefry(key, high, low):
