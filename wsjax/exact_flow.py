@@ -84,7 +84,7 @@ class ExactIid(noise.NoiseLaw):
     """
 
     law: Any
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
 
     arrays = ("law",)
 
@@ -155,7 +155,7 @@ class ExactIid(noise.NoiseLaw):
         """`[H, W, C]` int32, in units of `step`."""
         shape = self.image_shape
         if isinstance(self.law, noise.PixelLaplace):
-            pixels = np.arange(math.prod(shape), dtype=np.uint32)
+            pixels = jnp.arange(math.prod(shape), dtype=jnp.uint32)
             return laplace_at(key, pixels).reshape(shape)
         shapes = flow_shape(shape, self.law.wrap)
         down, right = (math.prod(edges) for edges in shapes)
@@ -163,8 +163,8 @@ class ExactIid(noise.NoiseLaw):
         drawn_at = functools.partial(uniform_at if uniform else laplace_at, key)
         # In two turns of a loop, from which XLA does not take the random bits to make
         # them anew wherever a draw is used: each is used several times.
-        turns = np.arange(down + right + (down + right) % 2, dtype=np.uint32)
-        drawn = jax.lax.map(drawn_at, jnp.asarray(turns.reshape(2, -1))).ravel()
+        turns = jnp.arange(down + right + (down + right) % 2, dtype=jnp.uint32)
+        drawn = jax.lax.map(drawn_at, turns.reshape(2, -1)).ravel()
         plan = FlowPlan(
             drawn[:down].reshape(shapes.vertical),
             drawn[down : down + right].reshape(shapes.horizontal),
