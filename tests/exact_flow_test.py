@@ -168,6 +168,16 @@ class TheoremTest(chex.TestCase):
         self.assertAlmostEqual(scores.slack / wanted, 1, delta=1e-4)
         self.assertEqual(scores.scale, ordinary.scores.scale)
 
+    def test_sums_go_along_edges(self):
+        # Rounding moves mass to the next pixel of the path alone.
+        places = np.stack(np.indices((4, 5)), -1)
+        path = exact_flow._back_and_forth(places).reshape(-1, 2)
+        steps = np.abs(np.diff(path, axis=0)).sum(1)
+        np.testing.assert_array_equal(steps, 1)
+        np.testing.assert_array_equal(
+            exact_flow._back_and_forth(path.reshape(4, 5, 2)), places
+        )
+
     def test_whole_images_are_off_by_what_sums_lose(self):
         for name in ("flow_laplace", "flow_uniform", "pixel_laplace"):
             _, exactly = smoothings(name)
