@@ -25,7 +25,7 @@ itself, and `||h D||_1 <= 2 W + h E (1 + 2 e)` with E the number of pixels.
 last one is the mass of the channel, rounded: `r` is what it loses. Sums of P pixels in float64 are
 off by `(P + 10) 2^-53 / h` steps at most: `e`.
 
-**Draws.** Uniform noise is exact: `h` is a 2^26th of the interval. Laplace noise is drawn after
+**Draws.** Uniform noise is exact: `h` is a 2^24th of the interval. Laplace noise is drawn after
 Marsaglia: a standard exponential variable is `ln 2 (M + X)`, with M geometric (leading zeros of
 random bits) and X in [0, 1) of a density in proportion to `2^-X`, and such an X is the least of
 N uniform variables if N has the probabilities `(ln 2)^n / n!`. In steps of `h = b ln 2 / 2^22`
@@ -62,7 +62,7 @@ LAWS = (noise.FlowLaplace, noise.FlowUniform, noise.PixelLaplace)
 
 # Bits of a step: of a doubling of the Laplace density, and of the interval.
 LAPLACE_BITS = 22
-UNIFORM_BITS = 26
+UNIFORM_BITS = 24
 
 # Most that one Laplace draw differs from its law, in total variation.
 LAPLACE_ERROR = 2.0**-46
@@ -207,7 +207,7 @@ def scores_of(law: ExactIid, scores: ProbabilityScores) -> ProbabilityScores:
 
 
 def uniform_at(key: jax.Array, positions: jax.Array) -> jax.Array:
-    """`floor` of uniform variables on [-2^25, 2^25), exactly.
+    """`floor` of uniform variables on [-2^23, 2^23), exactly.
 
     Args:
       key: used up by this call.
