@@ -258,8 +258,9 @@ def tail_of_50_bits() -> tuple[int, ...]:
     those of its Chebyshev series up to degree 10, `2^y = sqrt(2) (I_0 + 2 sum I_k T_k(2 y - 1))`
     with Bessel functions `I_k` of `ln(2) / 2`: `T_k` goes up and down by `2 k` in all, so what is
     left out is `sum_{k > 10} 2 sqrt(2) k I_k < 3.4e-15` in total variation. Coefficients are
-    right to 3e-16, and rounded to 2^-50; the first one makes up for the others: `9 (2^-51 +
-    3e-16) < 6.8e-15`. M ends at 49 where it should go on: `2^-50`. Less than 2^-46 together.
+    right to 3e-16, and rounded to 2^-50; the first one makes up for the others, `9 (2^-51 +
+    3e-16) < 6.8e-15`, and for what the series lacks at y = 1, 4e-16. M ends at 49 where it
+    should go on: `2^-50`. Less than 2^-46 together.
 
     Returns:
       9 whole numbers below 2^50, decreasing.
