@@ -224,10 +224,10 @@ def uniform_at(key: jax.Array, positions: jax.Array) -> jax.Array:
 def laplace_at(key: jax.Array, positions: jax.Array) -> jax.Array:
     """`floor` of Laplace variables of scale `2^22 / ln 2`, up to `LAPLACE_ERROR`.
 
-    Arguments and result as `uniform_at`; sizes are at most `50 * 2^22`.
-
     Source: Marsaglia, "Generating Exponential Random Variables", 1961; here in whole
     numbers.
+
+    Arguments and result as `uniform_at`; sizes are at most `50 * 2^22`.
     """
     return laplace_of(fast_random.words_at(key, positions, _MOST))
 
