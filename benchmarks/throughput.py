@@ -39,7 +39,7 @@ from rich.console import Console
 from rich.table import Table
 
 import wsjax
-from wsjax import exact, gaussian, models, votes
+from wsjax import exact, exact_flow, gaussian, models, votes
 from wsjax.runs import cli, manifest
 
 SIGMA = 0.01
@@ -165,6 +165,16 @@ def laws(shape):
     return found
 
 
+def in_whole_numbers(name, law, shape):
+    """The law for exact votes, or None."""
+    if name == "view of 80":
+        return exact.exact(wsjax.gaussian_smoothing(law, shape, "l2")).noise
+    if not isinstance(law, exact_flow.LAWS):
+        return None
+    smoothing = wsjax.make_smoothing(name, SIGMA, "l2")
+    return exact.exact(smoothing, shape).noise
+
+
 def ours(arguments, image, classify):
     """`(samples, function)` by name."""
     n, devices = arguments.n, votes.all_devices()
@@ -196,11 +206,10 @@ def ours(arguments, image, classify):
     for name, law in laws(image.shape).items():
         if not arguments.only or name in arguments.only:
             cases[f"noise: {name}"] = run(several, law.perturb)
-    view = laws(image.shape).get("view of 80")
-    if view and not arguments.only:
-        exactly = exact.exact(wsjax.gaussian_smoothing(view, image.shape, "l2")).noise
-        prepared = np.stack([exactly.prepare(image)] * IMAGES)
-        cases["noise: exact view of 80"] = run(prepared, exactly.perturb)
+            exactly = in_whole_numbers(name, law, image.shape)
+            if exactly:
+                prepared = np.stack([exactly.prepare(image)] * IMAGES)
+                cases[f"noise: exact {name}"] = run(prepared, exactly.perturb)
     law = laws(image.shape)["flow_laplace"]
     stacks = np.stack([[image] * SHARED] * len(devices))
     cases[f"shared by {SHARED}: flow_laplace"] = run(
@@ -361,15 +370,19 @@ def compare(lines, wall):
         "slowest law": slowest,
         "largest share of noise": max(lines[name]["share_of_noise"] for name in noisy),
     }
+
+    def times(ours, theirs):
+        return round(float(np.median(np.divide(wall[theirs], wall[ours]))), 2)
+
+    for name in noisy:
+        exactly = name.replace("noise: ", "noise: exact ")
+        if exactly in lines:
+            found[f"{exactly}, time / ordinary"] = times(name, exactly)
     opponents = [name for name in lines if name.startswith("torch")]
     if not opponents:
         return found
     best = max(opponents, key=lambda name: lines[name]["samples_per_s"])
     shared = next(name for name in lines if name.startswith("shared"))
-
-    def times(ours, theirs):
-        return round(float(np.median(np.divide(wall[theirs], wall[ours]))), 2)
-
     found |= {"best torch": best, "slowest law / best torch": times(slowest, best)}
     if "noise: flow_laplace" in lines:
         found["flow_laplace / best torch"] = times("noise: flow_laplace", best)

@@ -346,10 +346,14 @@ def copies_in_floats(smoothing, image):
 
 class RefusalTest(parameterized.TestCase):
     def test_other_laws_are_refused_with_what_to_use(self):
-        for noise in ("flow_laplace", "flow_uniform", "pixel_laplace", "flow_gaussian"):
-            smoothing = wsjax.make_smoothing(noise, 0.01, "l2", image_shape=SHAPE)
-            with self.assertRaisesRegex(ValueError, "no exact votes under.*power_law"):
-                exact.exact(smoothing)
+        smoothing = wsjax.make_smoothing("flow_gaussian", 0.01, "l2", image_shape=SHAPE)
+        with self.assertRaisesRegex(ValueError, "no exact votes under.*power_law"):
+            exact.exact(smoothing)
+
+    def test_another_shape_than_that_of_the_law_is_refused(self):
+        ordinary, _ = smoothings("view")
+        with self.assertRaisesRegex(ValueError, "certifies images of shape"):
+            exact.exact(ordinary, (28, 28, 1))
 
     def test_draws_are_not_shared(self):
         def classify(images):

@@ -30,7 +30,7 @@ LAYERS = (
         "noise",
         "certificates",
     ),
-    ("gaussian", "fast_transport", "nearest", "potentials", "fixed"),
+    ("gaussian", "fast_transport", "nearest", "potentials", "fixed", "exact_flow"),
     ("smoothing", "network"),
     ("local_slopes", "exact"),
     ("certifiers",),

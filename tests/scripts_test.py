@@ -159,6 +159,17 @@ class ScriptsTest(chex.TestCase):
         bounds = confidence.lower_bound(counts, 400, 0.05)
         np.testing.assert_allclose(rows.floats("p_lower"), bounds, rtol=1e-9)
 
+    def test_exact_votes_are_for_the_shape_of_the_images(self):
+        asked = tiny_runs.load_config(self.config)
+        asked.smoothing.exact = True
+        settings = config.resolve(asked)
+        examples = Examples(settings.data, "test")
+        _, smoothing = trained.restore(settings, self.whole, examples)
+        self.assertEqual(smoothing.image_shape, tuple(examples.image_shape))
+        self.assertGreater(smoothing.scores.slack, 0)
+        prepared = smoothing.noise.prepare(examples[0][0])
+        self.assertEqual(prepared.dtype, np.int32)
+
     def test_summary_and_figure(self):
         rows = self.rows(self.whole)
         summary = json.loads((self.whole / "summary.json").read_text())

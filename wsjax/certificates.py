@@ -34,8 +34,8 @@ def _laplace_quantile(p):
     return np.where(p < 0.5, below, -above)
 
 
-# What the proof about `off` holds for: 4e-6 times its largest eta, and the least
-# probability of another class at which a density is bounded from below.
+# What the proofs about `off` hold for: 4e-6 times the largest eta in `exact` (`exact_flow`
+# has a smaller one), and the least probability of another class at which a density is bounded from below.
 _MOST_OFF = 4e-8
 _LEAST_OTHER = 1e-6
 
@@ -84,9 +84,9 @@ class ProbabilityScores:
                 f"slack={self.slack!r} or off={self.off!r} is negative, or off is not "
                 f"below {_MOST_OFF:g}: what rounding does to a probability."
             )
-        if self.off and self.function != "gaussian":
+        if self.off and self.function == "identity":
             raise ValueError(
-                f"off={self.off!r} is for Gaussian scores, not function="
+                f"off={self.off!r} is for Gaussian and Laplace noise, not function="
                 f"{self.function!r}; set it to 0."
             )
 
@@ -147,7 +147,7 @@ class ProbabilityScores:
         if runner_up is not None:
             q = np.minimum(_probability("runner_up", runner_up), q)
         if self.off:
-            # Small runner-ups are taken for larger, as the proof in `exact` wants.
+            # Small runner-ups are taken for larger, as the proofs want.
             q = np.minimum(
                 np.maximum(q, np.minimum(1.0 - p, _LEAST_OTHER)) + self.off, 1
             )

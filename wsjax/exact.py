@@ -1,6 +1,6 @@
 """Votes that certify the program itself: image and noise meet as whole numbers.
 
-Elsewhere noise is added in floating point, and the certificate is about the smoothed
+This is for Gaussian noise; `exact_flow` has the paper's laws. Elsewhere noise is added in floating point, and the certificate is about the smoothed
 classifier in real arithmetic: a classifier made for it can read an image's own rounding in
 the sums, and answer by that (docs/theory.md, 4). Here nothing of the image's rounding is
 left for it to read. The image is turned into the coordinates `phi(mu)` in which the noise is
@@ -42,7 +42,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wsjax import gaussian, spectrum
+from wsjax import exact_flow, gaussian, spectrum
+from wsjax.flow import flow_shape
 from wsjax.noise import FlowGaussian, NoiseLaw
 from wsjax.smoothing import Smoothing, gaussian_smoothing
 
@@ -151,24 +152,41 @@ class ExactNormal(NoiseLaw):
         return mass * (shown + even)
 
 
-def exact(smoothing: Smoothing) -> Smoothing:
+def exact(
+    smoothing: Smoothing, image_shape: tuple[int, ...] | None = None
+) -> Smoothing:
     """The same noise for votes that certify what the program computes.
 
     Args:
-      smoothing: of a Gaussian law: a view, a spectrum ("power_law" and what is learned),
-        "laplacian_gaussian", or "flow_gaussian" with `wrap=True`.
+      smoothing: of "flow_laplace", "flow_uniform", "pixel_laplace"; or of a Gaussian law:
+        a view, a spectrum ("power_law" and what is learned), "laplacian_gaussian", or
+        "flow_gaussian" with `wrap=True`.
+      image_shape: `(H, W, C)` of the images, where `smoothing` holds for any.
 
     Returns:
       A `Smoothing`; its radii are smaller by `scores.slack`. Certifiers draw exact votes
       with it, one image at a time.
 
     Raises:
-      ValueError: of another law.
+      ValueError: of another law, or no shape or another one.
 
-    Source: the theorem at the head of this module.
+    Source: the theorems at the heads of this module and of `exact_flow`.
     """
     law: Any = smoothing.noise
     shape = smoothing.image_shape
+    if image_shape is not None:
+        image_shape = tuple(int(size) for size in image_shape)
+        smoothing.check_shape(image_shape)
+        shape = image_shape
+    if isinstance(law, exact_flow.LAWS):
+        if shape is None:
+            raise ValueError(
+                f"image_shape=None, and exact votes under {type(law).__name__} depend on "
+                f"it; give image_shape=(H, W, C)."
+            )
+        flow_shape(shape)
+        whole = exact_flow.ExactIid(law, shape)
+        return Smoothing(whole, exact_flow.scores_of(whole, smoothing.scores), shape)
     gamma = {FlowGaussian: 1.0, gaussian.StencilGaussian: 2.0}.get(type(law))
     if gamma and shape and getattr(law, "wrap", True):
         power = spectrum.power_law(shape, law.sigma, gamma)
@@ -177,10 +195,11 @@ def exact(smoothing: Smoothing) -> Smoothing:
         law, (gaussian.GaussianView, gaussian.ColouredGaussian)
     ):
         raise ValueError(
-            f"There are no exact votes under {type(law).__name__}: the law has to be "
-            f"Gaussian, and made of normal variables that stand for all of its noise. Use "
-            f'"learned_view", "learned_spectrum", "power_law", "laplacian_gaussian", or '
-            f'"flow_gaussian" with wrap=True.'
+            f"There are no exact votes under {type(law).__name__}: Gaussian noise has to "
+            f"be made of normal variables that stand for all of it. Use "
+            f'"learned_view", "learned_spectrum", "power_law", "laplacian_gaussian", '
+            f'"flow_gaussian" with wrap=True, "flow_laplace", "flow_uniform" or '
+            f'"pixel_laplace".'
         )
     scores = gaussian_smoothing(law, shape, smoothing.ground_metric).scores
     kappa = 1 / scores.scale

@@ -86,6 +86,29 @@ def bits_at(key: jax.Array, positions: np.ndarray, bit_width: int = 32) -> jax.A
     return jax.random.bits(key, (int(np.max(positions)) + 1,), dtype)[positions]
 
 
+def words_at(key: jax.Array, positions: jax.Array, count: int) -> jax.Array:
+    """Several random words at each position, two for one encryption of a counter.
+
+    Args:
+      key: used up by this call.
+      positions: uint32 array `[D]`.
+      count: even, how many words each.
+
+    Returns:
+      `[count, D]` uint32. What a position has depends on nothing but the key.
+    """
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(key)
+    low = jnp.asarray(positions, jnp.uint32)
+    if jax.random.key_impl(key) in (_THREEFRY, jax.random.key_impl(make_key(0))):
+        data = jax.random.key_data(key)
+    else:
+        # Other generators do not say what stands where: they give the key of this one.
+        data = jax.random.bits(key, (2,), jnp.uint32)
+    turns = (jnp.full_like(low, turn) for turn in range(count // 2))
+    return jnp.stack([word for turn in turns for word in _threefry(data, turn, low)])
+
+
 def _threefry(key, high, low):
     """Encrypts counters `(high, low)` under a key `[2]`, all uint32."""
     schedule = (key[0], key[1], key[0] ^ key[1] ^ _PARITY)

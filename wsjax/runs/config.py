@@ -109,7 +109,7 @@ class SmoothingBlock:
         (learned_spectrum).
       wiener: whether the classifier sees the filtered picture (learned_spectrum).
       exact: whether image and noise meet as whole numbers when certifying, so that
-        certificates hold for the program (Gaussian noise; `exact`).
+        certificates hold for the program (`exact`).
     """
 
     noise: str

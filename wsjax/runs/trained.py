@@ -68,7 +68,8 @@ def restore(config: Config, workdir: pathlib.Path, examples: Examples) -> Traine
             store.close()
     smooth = experiment.make_smoothing(config, examples.image_shape)
     source = path or workdir
-    smooth = exact.exact(smooth) if config.smoothing.exact else smooth
+    if config.smoothing.exact:
+        smooth = exact.exact(smooth, examples.image_shape)
     return Trained(_classifier(source, module, variables, examples), smooth)
 
 
