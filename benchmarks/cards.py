@@ -293,6 +293,7 @@ def attack_of(runs, metric, target):
     if not path.exists():
         return {}
     _, certificates = manifest.read_rows(runs, "certify", report.CERTIFICATES)
+    made = json.loads((runs / "run.json").read_text())["attack flow"]
     case = attack_report.Attacked("flow", target)
     attacked = attack_report.read(runs, case)
     gaps = attack_report.gaps(attacked, certificates, metric)
@@ -306,6 +307,8 @@ def attack_of(runs, metric, target):
         "median_ratio": number(np.median(gaps.ratios)),
         "least_ratio": number(gaps.ratios.min()),
         "inside": len(gaps.inside),
+        "versions": made["versions"],
+        "devices": made["devices"],
     }
 
 
@@ -387,15 +390,18 @@ def leaderboard():
 def where(each):
     """How a row came about."""
     votes = f"n0 = {each['n0']:,}, n = {each['n']:,}, alpha = {each['alpha']:g}; "
-    device = each["devices"][0].removeprefix("1 x ")
-    version = f"JAX {each['versions']['jax']}, {device}"
-    attack = each["attack"]
-    tried = (
-        f" {attack['images']} images attacked, {attack['inside']} inside."
-        if attack
-        else ""
-    )
-    return f"{votes if each['n'] else 'No votes; '}{version}.{tried}"
+    made, attack = machine(each), each["attack"]
+    told = f"{votes if each['n'] else 'No votes; '}{made}."
+    if attack:
+        told += f" {attack['images']} images attacked, {attack['inside']} inside"
+        told += "." if machine(attack) == made else f" ({machine(attack)})."
+    return told
+
+
+def machine(each):
+    """Version of JAX and device."""
+    device = each["devices"][0].removeprefix("1 x ").replace("2 x cpu", "cpu")
+    return f"JAX {each['versions']['jax']}, {device.replace('cpu', 'a CPU')}"
 
 
 def row(cells):
