@@ -329,6 +329,28 @@ def trained(law, images, *, steps, batch, width) -> Callable[[jax.Array], jax.Ar
     return denoise
 
 
+def markdown(records):
+    """Tables of docs/outside.md."""
+    found = []
+    for record in records:
+        radii = list(record["lines"][-1]["certified"])
+        head = ["", "accuracy", "median r", *radii, "attacked at"]
+        votes = f"n0 = {record['n0']}, n = {record['n']:,}"
+        name = f"**{record['name']}** {record['version']}"
+        found += [f"{name}, {record['images']} images, {votes}", ""]
+        found += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+        for each in record["lines"]:
+            shares = each.get("certified", {})
+            cells = [each["way"], f"{each['accuracy']:.3f}"]
+            cells.append(f"{each['median_radius']:.3g}" if shares else "")
+            cells += [f"{shares[r]:.3f}" if shares else "" for r in radii]
+            there = "attacked_median" in each
+            cells.append(f"{each['attacked_median']:.3g}" if there else "")
+            found.append("| " + " | ".join(cells) + " |")
+        found.append("")
+    return "\n".join(found)
+
+
 def table(case, lines):
     """For the screen."""
     found = Table(title=f"{case.name}, {len(case.images)} images", title_justify="left")
