@@ -14,6 +14,7 @@ import numpy as np
 import tiny_runs
 from absl.testing import absltest, parameterized
 from flax import nnx
+from matplotlib import pyplot
 
 import wsjax
 
@@ -48,8 +49,12 @@ def programs(path, pattern):
 
 def run(programs, names, path):
     """Runs programs in one namespace, in a folder of their own."""
-    for number, program in enumerate(programs):
-        exec(compile(program, f"{path.name}, program {number}", "exec"), names)  # noqa: S102
+    try:
+        for number, program in enumerate(programs):
+            exec(compile(program, f"{path.name}, program {number}", "exec"), names)  # noqa: S102
+    finally:
+        # Figures of a program that shows them are no business of later tests.
+        pyplot.close("all")
     return names
 
 
