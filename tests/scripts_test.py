@@ -417,8 +417,8 @@ experiment.make_model = fail
             "config.certify.n='abc' is not a whole number from 1 to 100,000,000": (
                 *("certify.py", *whole, "--config.certify.n=abc"),
             ),
-            "config.certify.block_size=0 is not a whole number from 1 to 65,536": (
-                *("attack.py", *whole, "--config.certify.block_size=0"),
+            "config.certify.block_size=-1 is not a whole number from 0 to 65,536": (
+                *("attack.py", *whole, "--config.certify.block_size=-1"),
             ),
             "config.model.widths=(0,) is not a list of 1 or more values": (
                 *("train.py", *whole, "--config.model.widths=(0,)"),

@@ -1,9 +1,9 @@
 """Votes that certify the program itself: image and noise meet as whole numbers.
 
-This is for Gaussian noise; `exact_flow` has the paper's laws. Elsewhere noise is added in floating point, and the certificate is about the smoothed
-classifier in real arithmetic: a classifier made for it can read an image's own rounding in
-the sums, and answer by that (docs/theory.md, 4). Here nothing of the image's rounding is
-left for it to read. The image is turned into the coordinates `phi(mu)` in which the noise is
+This is for Gaussian noise; `exact_flow` has the paper's laws. Elsewhere noise is added in
+floating point, and the certificate is about the smoothed classifier in real arithmetic: a
+classifier made for it can read an image's own rounding in the sums, and answer by that
+(docs/theory.md, 4). Here nothing of the image's rounding is left for it to read. The image is turned into the coordinates `phi(mu)` in which the noise is
 standard normal, on the host, and these are rounded to a grid; whole numbers of the law of a
 rounded normal variable are added, exactly; and all that follows is a function of the sums.
 
@@ -44,8 +44,9 @@ import numpy as np
 
 from wsjax import exact_flow, gaussian, spectrum
 from wsjax.flow import flow_shape
-from wsjax.noise import FlowGaussian, NoiseLaw
+from wsjax.noise import FlowGaussian
 from wsjax.smoothing import Smoothing, gaussian_smoothing
+from wsjax.whole_numbers import WholeNumbers
 
 STEPS = 2**11  # Of the grid, in one standard deviation of the noise.
 GRID = 1 / STEPS
@@ -63,11 +64,11 @@ _SHARE = 2.0**-24
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ExactNormal(NoiseLaw):
+class ExactNormal(WholeNumbers):
     """A Gaussian law whose noise is added to coordinates of the image as whole numbers.
 
-    `perturb` takes what `prepare` returns. Of an image of floats it makes a copy by the
-    law itself: what gradients need, and no certificate may use.
+    They are in units of `GRID`; for noise on the image itself, the C shares of its channels
+    in the mass come after them.
 
     Attributes:
       law: `gaussian.GaussianView` or `gaussian.ColouredGaussian`.
@@ -82,62 +83,23 @@ class ExactNormal(NoiseLaw):
         """`(H, W, C)` of the images this law is for."""
         return self.law.image_shape
 
-    def prepare(self, image: Any) -> np.ndarray:
-        """Whole numbers that stand for an image; on the host, in float64.
-
-        Args:
-          image: `[H, W, C]` float, of any mass.
-
-        Returns:
-          `[D, 1, 1]` int32: coordinates in units of `GRID`; for noise on the image itself
-          the C shares of its channels in the mass; and the bits of the float32 mass.
-
-        Raises:
-          ValueError: another shape, or numbers beyond 2^30.
-        """
-        pixels = np.asarray(image, np.float64)
-        if pixels.shape != self.image_shape:
-            raise ValueError(
-                f"Exact votes are for one image of shape {self.image_shape} at a time, "
-                f"got {pixels.shape}; draws cannot be shared (share_draws=1)."
-            )
-        # Correctly rounded sums: equal for images whose masses are equal.
-        masses = np.array([math.fsum(x.ravel()) for x in np.moveaxis(pixels, 2, 0)])
-        mass = math.fsum(masses)
+    def numbers(self, pixels: np.ndarray, masses: np.ndarray) -> np.ndarray:
         if isinstance(self.law, gaussian.GaussianView):
-            numbers = _view(self.law, pixels / mass) / GRID
-        else:
-            numbers = np.concatenate(
-                [_waves(self.law, pixels / mass) / GRID, masses / mass / _SHARE]
-            )
-        whole = np.rint(numbers)
-        if not np.all(np.abs(whole) < 2**30):
-            raise ValueError(
-                f"The image is {np.abs(whole).max() * GRID:.3g} standard deviations of "
-                f"the noise from the mean in one coordinate, and whole numbers end at "
-                f"{2**30 * GRID:.3g}. Smooth with more noise."
-            )
-        bits = np.float32(mass).reshape(1).view(np.int32)
-        return np.append(whole.astype(np.int32), bits)[:, None, None]
+            return np.rint(_view(self.law, pixels) / GRID)
+        waves = _waves(self.law, pixels) / GRID
+        return np.rint(np.concatenate([waves, masses / _SHARE]))
 
-    def perturb(self, key: jax.Array, image: jax.Array) -> jax.Array:
-        """One noisy picture.
+    def too_large(self, number: float, end: float) -> str:
+        return (
+            f"The image is {number * GRID:.3g} standard deviations of the noise from the "
+            f"mean in one coordinate, and whole numbers end at {end * GRID:.3g}."
+        )
 
-        Args:
-          key: used up by this call.
-          image: what `prepare` made of one, or an image of floats; see the class.
-
-        Returns:
-          `[H, W, C]` float32.
-        """
-        if jnp.issubdtype(image.dtype, jnp.floating):
-            return self.law.perturb(key, image)
-        whole = image[:-1, 0, 0]
-        mass = jax.lax.bitcast_convert_type(image[-1, 0, 0], jnp.float32)
+    def shown(self, key: jax.Array, whole: jax.Array) -> jax.Array:
         if isinstance(self.law, gaussian.GaussianView):
             sums = whole + rounded_normal(key, len(whole))
             shown = self.law.noise_of(sums.astype(jnp.float32) * GRID)
-            return mass * (jnp.asarray(self.law.mean) + shown)
+            return jnp.asarray(self.law.mean) + shown
         height, width, channels = self.image_shape
         coordinates, shares = whole[:-channels], whole[-channels:]
         sums = coordinates + rounded_normal(key, len(coordinates))
@@ -149,7 +111,7 @@ class ExactNormal(NoiseLaw):
             average = mean.mean((0, 1))
             gain = jnp.asarray(self.law.gain[0, 0])
             even = mean + gain @ (even - average)
-        return mass * (shown + even)
+        return shown + even
 
 
 def exact(

@@ -57,6 +57,7 @@ from scipy import special
 from wsjax import fast_random, noise
 from wsjax.certificates import ProbabilityScores
 from wsjax.flow import FlowPlan, divergence, flow_shape
+from wsjax.whole_numbers import WholeNumbers
 
 LAWS = (noise.FlowLaplace, noise.FlowUniform, noise.PixelLaplace)
 
@@ -72,11 +73,10 @@ _MOST = 10
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ExactIid(noise.NoiseLaw):
+class ExactIid(WholeNumbers):
     """Independent noise that is added to an image of whole numbers.
 
-    `perturb` takes what `prepare` returns. Of an image of floats it makes a copy by the
-    law itself: what gradients need, and no certificate may use.
+    They are mass per pixel in units of `step`.
 
     Attributes:
       law: `noise.FlowLaplace`, `noise.FlowUniform` or `noise.PixelLaplace`.
@@ -95,61 +95,24 @@ class ExactIid(noise.NoiseLaw):
             return 2 * self.law.scale / 2**UNIFORM_BITS
         return self.law.scale * math.log(2) / 2**LAPLACE_BITS
 
-    def prepare(self, image: Any) -> np.ndarray:
-        """Whole numbers that stand for an image; on the host, in float64.
-
-        Args:
-          image: `[H, W, C]` float, nonnegative, of any mass.
-
-        Returns:
-          `[H W C + 1, 1, 1]` int32: mass per pixel in units of `step`, and the bits of the
-          float32 mass.
-
-        Raises:
-          ValueError: another shape, or numbers beyond 2^30.
-        """
-        pixels = np.asarray(image, np.float64)
-        if pixels.shape != self.image_shape:
-            raise ValueError(
-                f"Exact votes are for one image of shape {self.image_shape} at a time, "
-                f"got {pixels.shape}; draws cannot be shared (share_draws=1)."
-            )
-        # Correctly rounded sums: equal for images whose masses are equal.
-        masses = np.array([math.fsum(x.ravel()) for x in np.moveaxis(pixels, 2, 0)])
-        mass = math.fsum(masses)
+    def numbers(self, pixels: np.ndarray, masses: np.ndarray) -> np.ndarray:
         if isinstance(self.law, noise.PixelLaplace):
-            whole = np.rint(pixels / mass / self.step)
-        else:
-            path = _back_and_forth(pixels).reshape(-1, len(masses))
-            sums = np.cumsum(path, axis=0)
-            sums[-1] = masses
-            whole = np.diff(np.rint(sums / mass / self.step), axis=0, prepend=0)
-            whole = _back_and_forth(whole.reshape(pixels.shape))
-        if not np.all(np.abs(whole) < 2**30):
-            raise ValueError(
-                f"A pixel holds {np.abs(whole).max() * self.step:.3g} of the image's "
-                f"mass, and whole numbers end at {2**30 * self.step:.3g} under noise of "
-                f"sigma={self.law.sigma:g}. Smooth with more noise."
-            )
-        bits = np.float32(mass).reshape(1).view(np.int32)
-        return np.append(whole.astype(np.int32), bits)[:, None, None]
+            return np.rint(pixels / self.step)
+        path = _back_and_forth(pixels).reshape(-1, len(masses))
+        sums = np.cumsum(path, axis=0)
+        sums[-1] = masses
+        whole = np.diff(np.rint(sums / self.step), axis=0, prepend=0)
+        return _back_and_forth(whole.reshape(pixels.shape))
 
-    def perturb(self, key: jax.Array, image: jax.Array) -> jax.Array:
-        """One noisy picture.
+    def too_large(self, number: float, end: float) -> str:
+        return (
+            f"A pixel holds {number * self.step:.3g} of the image's mass, and whole numbers "
+            f"end at {end * self.step:.3g} under noise of sigma={self.law.sigma:g}."
+        )
 
-        Args:
-          key: used up by this call.
-          image: what `prepare` made of one, or an image of floats; see the class.
-
-        Returns:
-          `[H, W, C]` float32.
-        """
-        if jnp.issubdtype(image.dtype, jnp.floating):
-            return self.law.perturb(key, image)
-        whole = image[:-1, 0, 0].reshape(self.image_shape)
-        mass = jax.lax.bitcast_convert_type(image[-1, 0, 0], jnp.float32)
-        sums = whole + self._noise(key)
-        return mass * (sums.astype(jnp.float32) * np.float32(self.step))
+    def shown(self, key: jax.Array, whole: jax.Array) -> jax.Array:
+        sums = whole.reshape(self.image_shape) + self._noise(key)
+        return sums.astype(jnp.float32) * np.float32(self.step)
 
     def _noise(self, key):
         """`[H, W, C]` int32, in units of `step`."""
