@@ -422,42 +422,57 @@ class ReadGroupsTest(parameterized.TestCase):
             time.sleep(0.01 * (key % 3 == 0))
             return -key
 
-        groups = [range(5), range(5, 6), range(6, 11)]
+        groups = [np.arange(5), np.arange(5, 6), np.arange(6, 11)]
 
         actual = list(prefetch.read_groups(read, groups, num_threads=4, ahead=2))
 
         self.assertEqual(actual, [[-key for key in group] for group in groups])
+        self.assertEmpty(list(prefetch.read_groups(read, [], num_threads=4, ahead=2)))
 
-    def test_reads_only_so_far_ahead(self):
-        seen = []
+    def test_reads_only_so_far_ahead_and_ends_its_threads(self):
+        seen, before = [], set(threading.enumerate())
 
-        def groups():
-            for number in range(100):
-                seen.append(number)
-                yield [number]
+        def read(index):
+            seen.append(index)
+            return str(index)
 
-        results = prefetch.read_groups(str, groups(), num_threads=2, ahead=3)
+        groups = np.arange(300).reshape(100, 3)
+        results = prefetch.read_groups(read, groups, num_threads=2, ahead=3)
 
-        self.assertEqual(next(results), ["0"])
-        self.assertLen(seen, 4)
+        self.assertEqual(next(results), ["0", "1", "2"])
+        self.wait_until(lambda: len(seen) >= 12)
+        time.sleep(0.1)
+        self.assertLen(seen, 12)
+        self.assertNotEmpty(set(threading.enumerate()) - before)
         results.close()
-        self.assertLen(seen, 4)
+        self.wait_until(lambda: not set(threading.enumerate()) - before)
+        self.assertLen(seen, 12)
 
-    def test_stopping_early_ends_the_threads(self):
-        results = prefetch.read_groups(str, [[1], [2], [3]], num_threads=2, ahead=1)
-        next(results)
-        self.assertTrue(self.data_threads())
+    def test_a_failure_is_raised_in_the_place_of_its_group(self):
+        def read(index):
+            if index == 4:
+                raise ValueError("item 4 is damaged")
+            return index
 
-        results.close()
+        groups = [np.arange(3), np.arange(3, 6)]
+        results = prefetch.read_groups(read, groups, num_threads=2, ahead=2)
 
-        self.assertFalse(self.data_threads())
+        self.assertEqual(next(results), [0, 1, 2])
+        with self.assertRaisesRegex(ValueError, "^item 4 is damaged$"):
+            next(results)
 
-    def data_threads(self):
-        return [
-            thread
-            for thread in threading.enumerate()
-            if thread.name.startswith("wsjax-data")
-        ]
+    def test_missing_package_names_the_extra(self):
+        self.enter_context(mock.patch.dict(sys.modules, {"grain": None}))
+
+        with self.assertRaisesRegex(ImportError, r"wsjax\[data\]"):
+            next(prefetch.read_groups(str, [np.arange(1)], num_threads=1, ahead=1))
+
+    def wait_until(self, condition):
+        for _ in range(200):
+            if condition():
+                return
+            time.sleep(0.05)
+        self.fail("nothing happened for ten seconds")
 
 
 if __name__ == "__main__":

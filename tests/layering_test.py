@@ -59,6 +59,7 @@ HEAVY = [
     "tensorflow",
     "tensorflow_datasets",
     "sklearn",
+    "grain",
     "tensorboardX",
     "PIL",
     "ot",

@@ -1,45 +1,54 @@
 """Reads items with threads, a bounded number ahead, and hands them out in order."""
 
-import collections
-from collections.abc import Callable, Iterable, Iterator
-from concurrent import futures
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-Key = TypeVar("Key")
+import numpy as np
+
 Item = TypeVar("Item")
 
 
 def read_groups(
-    read: Callable[[Key], Item],
-    groups: Iterable[Iterable[Key]],
+    read: Callable[[int], Item],
+    groups: Sequence[np.ndarray],
     *,
     num_threads: int,
     ahead: int,
 ) -> Iterator[list[Item]]:
-    """Maps `read` over groups of keys, working ahead while the caller computes.
+    """Maps `read` over groups of indices, working ahead while the caller computes.
 
     Threads suffice where `read` releases the interpreter lock, as Pillow does.
 
     Args:
       read: called from several threads at once. What it raises is raised here, in
         the place of the group concerned.
-      groups: the keys, group by group; consumed only `ahead` groups in advance.
+      groups: the indices, group by group.
       num_threads: number of threads.
       ahead: groups that are read or ready beyond the one handed out, which bounds
         the memory.
 
     Yields:
       The items of each group, both in the order given.
+
+    Raises:
+      ImportError: Grain is not installed.
     """
-    pool = futures.ThreadPoolExecutor(num_threads, thread_name_prefix="wsjax-data")
-    waiting: collections.deque[list[futures.Future[Item]]] = collections.deque()
+    try:
+        import grain
+    except ImportError as error:
+        raise ImportError(
+            "Photographs are read ahead by Grain: pip install 'wsjax[data]'."
+        ) from error
+    if not len(groups):
+        return
+    most = ahead * max(map(len, groups))
+    options = grain.ReadOptions(min(num_threads, most), most)
+    indices = np.concatenate(groups).tolist()
+    items = iter(grain.MapDataset.source(indices).map(read).to_iter_dataset(options))
     try:
         for group in groups:
-            waiting.append([pool.submit(read, key) for key in group])
-            if len(waiting) > ahead:
-                yield [future.result() for future in waiting.popleft()]
-        while waiting:
-            yield [future.result() for future in waiting.popleft()]
+            yield list(itertools.islice(items, len(group)))
     finally:
         # Also when the caller stops early, or a read failed.
-        pool.shutdown(wait=True, cancel_futures=True)
+        items.close()

@@ -128,7 +128,7 @@ class ImageStream(abc.ABC):
         groups = epoch_batches(
             len(self), batch_size, seed=seed, epoch=epoch, start_step=start_step
         )
-        return self._read(partial(self.augmented, seed=seed, epoch=epoch), groups)
+        return self._read(partial(self.augmented, seed=seed, epoch=epoch), list(groups))
 
     def _read(self, read, groups):
         def read_one(index):
