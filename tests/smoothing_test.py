@@ -1,7 +1,9 @@
 """Tests of wsjax.smoothing."""
 
+import dataclasses
 import itertools
 import math
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -212,7 +214,23 @@ class TheoremAboutTest(parameterized.TestCase):
         for metric in ("l1", "l2"):
             found = theorem_about(name, "tight")(law, SHAPE, metric)
             kappa = gaussian.kappa(law, SHAPE, metric)
-            self.assertEqual(found, certificates.gaussian(kappa, metric))
+            self.assertLessEqual(found.scale, 1 / kappa)
+            self.assertGreater(found.scale, (1 - 5e-10) / kappa)
+            whole = certificates.gaussian(kappa, metric)
+            self.assertEqual(found, dataclasses.replace(whole, scale=found.scale))
+
+    def test_other_last_digits_on_another_machine_change_no_scale(self):
+        law = gaussian.StencilGaussian(0.3)
+        kappa = gaussian.kappa(law, SHAPE, "l2")
+        scales = set()
+        for off in (0, -1e-13, 1e-13):
+            there = mock.patch.object(
+                gaussian, "kappa", lambda *_, k=kappa * (1 + off): k
+            )
+            with there:
+                scales.add(gaussian_smoothing(law, SHAPE, "l2").scores.scale)
+        self.assertLen(scales, 1)
+        self.assertLessEqual(scales.pop(), 1 / (kappa * (1 + 1e-13)))
 
     def test_refuses_theorems_that_nobody_published(self):
         for name in ("flow_uniform", "flow_gaussian", "learned"):
@@ -231,7 +249,8 @@ class GaussianSmoothingTest(parameterized.TestCase):
 
             flat = law.features.reshape(4, -1).astype(float)
             kappa, _, _ = oracles.hardest_move(flat.T @ flat, SHAPE, metric)
-            np.testing.assert_allclose(smooth.scores.scale, 1 / kappa, rtol=1e-12)
+            self.assertLessEqual(smooth.scores.scale, (1 + 1e-12) / kappa)
+            self.assertGreater(smooth.scores.scale, (1 - 5e-10) / kappa)
             self.assertIs(smooth.noise, law)
             self.assertEqual(smooth.scores.function, "gaussian")
             self.assertEqual(smooth.ground_metric, metric)

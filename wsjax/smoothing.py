@@ -6,6 +6,7 @@ Gaussian law. `certifiers` draws the votes.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -44,8 +45,14 @@ def _of_sigma(theorem):
 def gaussian_scores(
     law: noise.NoiseLaw, image_shape: tuple[int, ...], ground_metric: str
 ) -> ProbabilityScores:
-    """Scores of a Gaussian law; arguments and errors as in `gaussian_smoothing`."""
-    kappa = gaussian.kappa(law, image_shape, ground_metric)
+    """Scores of a Gaussian law; arguments and errors as in `gaussian_smoothing`.
+
+    Runs are known by their scale, and may go on on another machine, which has other last
+    digits of `kappa`: it is rounded up to 32 bits, for 5e-10 of a radius at most.
+    """
+    found = gaussian.kappa(law, image_shape, ground_metric)
+    fraction, exponent = math.frexp(found)
+    kappa = math.ldexp(math.ceil(math.ldexp(fraction, 32)), exponent - 32)
     return certificates.gaussian(kappa, ground_metric)
 
 
