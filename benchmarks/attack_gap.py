@@ -13,8 +13,6 @@ cores.
 import argparse
 import json
 import pathlib
-import subprocess
-import sys
 from typing import Any
 
 import matplotlib
@@ -22,12 +20,10 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+import repository
 from rich.table import Table
 
 from wsjax.runs import attack_report, manifest, report
-
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-CONFIG = ROOT / "configs/digits.py"
 
 # Overrides of configs/digits.py: noise of about the same loss of accuracy.
 LAWS: dict[str, dict[str, Any]] = {
@@ -59,9 +55,16 @@ def main():
         if arguments.only and name not in arguments.only:
             continue
         workdir = arguments.out / name.replace(", ", "-")
+        given = {"noise": name, "certificate_scale": 0.0, **smoothing}
         for script in ("train.py", "certify.py", "attack.py"):
-            given = {"noise": name, "certificate_scale": 0.0, **smoothing}
-            run(script, workdir, given, arguments.stride)
+            repository.run(
+                script,
+                "digits",
+                workdir,
+                f"data.stride={arguments.stride}",
+                "attack.target=smoothed",
+                *(f"smoothing.{key}={value}" for key, value in given.items()),
+            )
         found.update(compare(name, workdir))
     report.show(table(found), arguments.out / "gap.txt")
     draw(found, arguments.out / "gap.png")
@@ -76,23 +79,6 @@ def main():
     }
     (arguments.out / "gap.json").write_text(json.dumps(record, indent=2) + "\n")
     print(f"Table and figure: {arguments.out}")
-
-
-def run(script, workdir, smoothing, stride):
-    """Runs one script of the repository for one law."""
-    command = [
-        sys.executable,
-        str(ROOT / script),
-        f"--config={CONFIG}",
-        f"--workdir={workdir}",
-        f"--config.data.stride={stride}",
-        "--config.attack.target=smoothed",
-        *(f"--config.smoothing.{key}={value}" for key, value in smoothing.items()),
-    ]
-    print(" ".join(command[1:]), flush=True)
-    done = subprocess.run(command, check=False)
-    if done.returncode:
-        sys.exit(done.returncode)
 
 
 def compare(name, workdir):

@@ -2,14 +2,14 @@
 
   python benchmarks/cards.py --data=FOLDER mnist_potentials
 
-certifies and attacks the test images with `certify.py` and `attack.py` (rows that are there are
-not made again), keeps the rows in released/runs/NAME, and writes released/NAME.json. FOLDER
-holds a folder of the original files for each data set.
+certifies and attacks the test images with `certify.py` and `attack.py` (rows that are there
+are not made again), keeps the rows in released/runs/NAME, and writes released/NAME.json.
+FOLDER holds a folder of the original files for each data set.
 
   python benchmarks/cards.py --check NAME
 
-computes the numbers of the card from the rows again, in seconds; with --data it also certifies
-some images anew and compares them with their rows. Without names,
+computes the numbers of the card from the rows again, in seconds; with --data it also
+certifies some images anew and compares them with their rows. Without names,
 
   python benchmarks/cards.py
 
@@ -20,17 +20,16 @@ import argparse
 import json
 import pathlib
 import shutil
-import subprocess
 import sys
 import tempfile
 from typing import NamedTuple
 
 import numpy as np
+from repository import ROOT, run
 
 from wsjax import data
 from wsjax.runs import attack_report, manifest, released, report
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 LEADERBOARD = ROOT / "docs" / "leaderboard.md"
 TEST_IMAGES = 10_000  # Of each of the data sets.
 SPOTS = 5  # Images that --check certifies anew.
@@ -55,8 +54,9 @@ LIKELY = (
 HEAD = """\
 # Released classifiers
 
-Written by `python benchmarks/cards.py` from the cards in `released/`, whose numbers come from the
-rows in `released/runs/`; `python benchmarks/cards.py --check` computes them again. Load one by name:
+Written by `python benchmarks/cards.py` from the cards in `released/`, whose numbers come
+from the rows in `released/runs/`; `python benchmarks/cards.py --check` computes them again.
+Load one by name:
 
 ```python
 import wsjax
@@ -65,9 +65,9 @@ model = wsjax.load_model("mnist-potentials")
 print(model.certify(image))  # [28, 28, 1], pixels in [0, 1]
 ```
 
-Columns are certified accuracy at the radius above them (pixels x fraction of mass); a wrong class
-counts as -1 in the median. *Attack* is the median distance at which the flow attack finds another
-answer, *ratio* its median ratio to the certified radius of the same image.
+Columns are certified accuracy at the radius above them (pixels x fraction of mass); a wrong
+class counts as -1 in the median. *Attack* is the median distance at which the flow attack
+finds another answer, *ratio* its median ratio to the certified radius of the same image.
 """
 
 
@@ -154,25 +154,14 @@ def rows_of(name):
 
 
 def commands(name):
-    """`(script, options)` that make the rows."""
+    """`(script, changes)` that make the rows."""
     entry = ENTRIES[name]
-    both = [
-        f"--config={ROOT / 'configs' / entry.config}.py",
-        f"--config.model.checkpoint={released.folder() / name}.safetensors",
-        *(f"--config.{change}" for change in entry.changes),
-    ]
-    yield "certify.py", [*both, f"--config.data.stride={entry.stride}"]
+    both = f"model.checkpoint={released.folder() / name}.safetensors", *entry.changes
+    yield "certify.py", (*both, f"data.stride={entry.stride}")
     if entry.attacked:
+        attack = "attack.method=flow", f"attack.target={target_of(name)}"
         stride = TEST_IMAGES // entry.attacked
-        yield (
-            "attack.py",
-            [
-                *both,
-                "--config.attack.method=flow",
-                f"--config.attack.target={target_of(name)}",
-                f"--config.data.stride={stride}",
-            ],
-        )
+        yield "attack.py", (*both, *attack, f"data.stride={stride}")
 
 
 def target_of(name):
@@ -194,14 +183,12 @@ def make(name, folder):
     with tempfile.TemporaryDirectory() as scratch:
         work = pathlib.Path(scratch) / name
         shutil.copytree(runs, work) if runs.exists() else work.mkdir()
-        for script, options in commands(name):
-            given = [f"--workdir={work}", f"--config.data.dir={folder / data_of(name)}"]
-            print(script, *options, *given, flush=True)
-            command = [sys.executable, str(ROOT / script), *options, *given]
-            done = subprocess.run(command, check=False)
-            keep(name, work)
-            if done.returncode:
-                sys.exit(done.returncode)
+        for script, changes in commands(name):
+            here = f"data.dir={folder / data_of(name)}"
+            try:
+                run(script, ENTRIES[name].config, work, *changes, here)
+            finally:
+                keep(name, work)
     write(name)
 
 
@@ -330,8 +317,8 @@ def check(name, folder):
 def certified_anew(name, folder):
     """Differences of some certificates from their rows.
 
-    Without votes they are equal but for rounding. With votes the arithmetic of another machine changes a
-    few, and a radius a little.
+    Without votes they are equal but for rounding. With votes the arithmetic of another
+    machine changes a few, and a radius a little.
     """
     model = released.load_model(name)
     _, rows = manifest.read_rows(rows_of(name), "certify", report.CERTIFICATES)

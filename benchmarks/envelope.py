@@ -11,18 +11,15 @@ not run again, so it can be stopped and repeated at will.
 
 import argparse
 import pathlib
-import subprocess
-import sys
 from typing import NamedTuple
 
 import numpy as np
+import repository
 from rich.table import Table
 
 from wsjax import plots
 from wsjax.runs import report
 from wsjax.runs.rows import read_rows
-
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 class Run(NamedTuple):
@@ -136,7 +133,8 @@ def main():
             continue
         workdir = folder / run.name
         for script in () if arguments.no_run else ("train.py", "certify.py"):
-            execute(script, run, workdir, arguments.data)
+            changes = f"data.dir={arguments.data}", *run.changes
+            repository.run(script, run.config, workdir, *changes)
         published = run.name.startswith("published")
         bounds = ["published"] if published else None
         certified[run.name], *_ = report.read_certified(workdir, bounds)
@@ -155,22 +153,6 @@ def main():
         log_from=plan.log_from,
     )
     print(f"Table and figure: {folder}")
-
-
-def execute(script, run, workdir, data):
-    """Runs one script of the repository."""
-    command = [
-        sys.executable,
-        str(ROOT / script),
-        f"--config={ROOT / 'configs' / run.config}.py",
-        f"--workdir={workdir}",
-        f"--config.data.dir={data}",
-        *(f"--config.{change}" for change in run.changes),
-    ]
-    print(" ".join(command[1:]), flush=True)
-    done = subprocess.run(command, check=False)
-    if done.returncode:
-        sys.exit(done.returncode)
 
 
 def table(title, radii, certified, envelope=True):

@@ -57,8 +57,8 @@ from wsjax.metrics import pixel_distances
 from wsjax.models import PotentialNet
 from wsjax.network import LipschitzNetwork
 from wsjax.runs import report, rows
-from wsjax.runs.trained import fingerprint
 from wsjax.training import loop, objectives, optimizers
+from wsjax.training.checkpoints import fingerprint
 from wsjax.transport import exact_distance
 
 NUMBERS = ("certificate", "relaxed", "truth", "in_range", "attack")

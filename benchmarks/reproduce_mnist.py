@@ -2,24 +2,22 @@
 
   python benchmarks/reproduce_mnist.py --data=FOLDER --recipe=fast
 
-trains with configs/paper/mnist_fast.py (20 epochs; `--recipe=paper`: configs/paper/mnist.py, 200
-epochs), certifies every tenth test image, and prints the published bound and the
-tight bound on the same votes beside reference values. Finished parts are not run
-again, so it can be stopped and repeated at will. Two cores need some 10 minutes a row
-with the fast recipe.
+trains with configs/paper/mnist_fast.py (20 epochs; `--recipe=paper`:
+configs/paper/mnist.py, 200 epochs), certifies every tenth test image, and prints the
+published bound and the tight bound on the same votes beside reference values. Finished
+parts are not run again, so it can be stopped and repeated at will. Two cores need some 10
+minutes a row with the fast recipe.
 """
 
 import argparse
 import pathlib
-import subprocess
-import sys
 
+import repository
 from rich.table import Table
 
 from wsjax.runs import report
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-CONFIGS = {"fast": "configs/paper/mnist_fast.py", "paper": "configs/paper/mnist.py"}
+CONFIGS = {"fast": "paper/mnist_fast", "paper": "paper/mnist"}
 
 # Accuracy in percent, median radius (l2), base accuracy under noise in percent:
 # measured with the classifiers that the paper's authors released.
@@ -55,7 +53,15 @@ def main():
             continue
         workdir = arguments.out / f"mnist-{arguments.recipe}" / f"{noise}-{sigma}"
         for script in ("train.py", "certify.py"):
-            run(script, workdir, noise, sigma, arguments)
+            repository.run(
+                script,
+                CONFIGS[arguments.recipe],
+                workdir,
+                f"data.dir={arguments.data}",
+                f"smoothing.noise={noise}",
+                f"smoothing.sigma={sigma}",
+                *arguments.override,
+            )
         published, tight = report.read_certified(workdir, ("published", "tight"))
         ours = published.summary
         table.add_row(
@@ -68,24 +74,6 @@ def main():
     out = arguments.out / f"mnist-{arguments.recipe}" / "table.txt"
     report.show(table, out)
     print(f"Table: {out}")
-
-
-def run(script, workdir, noise, sigma, arguments):
-    """Runs one script of the repository for one row of the table."""
-    command = [
-        sys.executable,
-        str(ROOT / script),
-        f"--config={ROOT / CONFIGS[arguments.recipe]}",
-        f"--workdir={workdir}",
-        f"--config.data.dir={arguments.data}",
-        f"--config.smoothing.noise={noise}",
-        f"--config.smoothing.sigma={sigma}",
-        *(f"--config.{override}" for override in arguments.override),
-    ]
-    print(" ".join(command[1:]), flush=True)
-    done = subprocess.run(command, check=False)
-    if done.returncode:
-        sys.exit(done.returncode)
 
 
 if __name__ == "__main__":

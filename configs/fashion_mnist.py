@@ -1,12 +1,12 @@
 """Fashion-MNIST under Gaussian noise whose shape is learned with the classifier.
 
-Best of all kinds in clean accuracy and at radii below .05; above, configs/fashion_mnist_potentials.py
-certifies more images, in seconds and without votes.
+Best of all kinds in clean accuracy and at radii below .05; above,
+configs/fashion_mnist_potentials.py certifies more images, in seconds and without votes.
 
-A linear view of the image is trained together with dense layers, at a fixed
-certificate scale: a class probability p certifies the radius c Phi^-1(p). Training
-asks two noisy copies of each image for the same answer. The recipe is that of
-configs/mnist.py; the published method with this data is configs/paper/fashion_mnist_fast.py.
+A linear view of the image is trained together with dense layers, at a fixed certificate
+scale: a class probability p certifies the radius c Phi^-1(p). Training asks two noisy
+copies of each image for the same answer. The recipe is that of configs/mnist.py; the
+published method with this data is configs/paper/fashion_mnist_fast.py.
 
   python train.py   --config=configs/fashion_mnist.py --config.data.dir=FOLDER
   python certify.py --config=configs/fashion_mnist.py --config.data.dir=FOLDER

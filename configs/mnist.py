@@ -1,7 +1,7 @@
 """MNIST under Gaussian noise whose shape is learned with the classifier.
 
-Best of all kinds in clean accuracy and at radii below .05; above, configs/mnist_potentials.py
-certifies more images, in seconds and without votes.
+Best of all kinds in clean accuracy and at radii below .05; above,
+configs/mnist_potentials.py certifies more images, in seconds and without votes.
 
 A linear view of the image is trained together with dense layers, at a fixed
 certificate scale: a class probability p certifies the radius c Phi^-1(p). Training

@@ -378,15 +378,16 @@ SENSE = {
     "train.checkpoint_every|train.evaluate_every|certify.softness",
     "1000000000.0": "certify.softness",
     "None": "model.num_classes|model.resnet*.dtype|model.whitened.dtype",
-    "True": "smoothing.wrap|smoothing.couple_channels|smoothing.wiener|smoothing.exact|train.noisy|"
-    "train.share_noise|certify.local|attack.flow.targeted|attack.sinkhorn.clamp|"
+    "True": "smoothing.wrap|smoothing.couple_channels|smoothing.wiener|smoothing.exact|"
+    "train.noisy|train.share_noise|certify.local|attack.flow.targeted|attack.sinkhorn.clamp|"
     "attack.sinkhorn.abstention_counts|attack.dual.clamp_loss|attack.dual.early_stop|"
     "model.resnet*.bottleneck",
     "()": "certify.at_radii|model.potentials.widths",
     "(1, 2)": "certify.at_radii|attack.dual.epsilons|model.*.widths|"
     "model.potentials.groups|model.resnet*.stages|model.resnet*.mean|model.resnet*.std",
     "(-1,)": "model.resnet*.mean",
-    "0.5": "train.label_smoothing|train.adam_learning_rate|smoothing.sigma|smoothing.certificate_scale|smoothing.gamma|"
+    "0.5": "train.label_smoothing|train.adam_learning_rate|smoothing.sigma|"
+    "smoothing.certificate_scale|smoothing.gamma|"
     "train.consistency|train.mixing|train.attack_radius|train.ball_radius|"
     "train.ball_warmup|"
     "train.radius|train.temperature|train.noise_learning_rate|"

@@ -1,8 +1,8 @@
 """Tests of wsjax.gaussian.
 
 The laws draw with `standard_normal` (on flows, `FlowGaussian.standard`). Where that is
-replaced by a function that hands back its key, a law is a linear map of the white noise it is given, and is compared
-with a dense matrix without any sampling.
+replaced by a function that hands back its key, a law is a linear map of the white noise it
+is given, and is compared with a dense matrix without any sampling.
 """
 
 import contextlib

@@ -35,7 +35,8 @@ def _laplace_quantile(p):
 
 
 # What the proofs about `off` hold for: 4e-6 times the largest eta in `exact` (`exact_flow`
-# has a smaller one), and the least probability of another class at which a density is bounded from below.
+# has a smaller one), and the least probability of another class at which a density is
+# bounded from below.
 _MOST_OFF = 4e-8
 _LEAST_OTHER = 1e-6
 

@@ -3,34 +3,37 @@
 This is for Gaussian noise; `exact_flow` has the paper's laws. Elsewhere noise is added in
 floating point, and the certificate is about the smoothed classifier in real arithmetic: a
 classifier made for it can read an image's own rounding in the sums, and answer by that
-(docs/theory.md, 4). Here nothing of the image's rounding is left for it to read. The image is turned into the coordinates `phi(mu)` in which the noise is
-standard normal, on the host, and these are rounded to a grid; whole numbers of the law of a
-rounded normal variable are added, exactly; and all that follows is a function of the sums.
+(docs/theory.md, 4). Here nothing of the image's rounding is left for it to read. The image
+is turned into the coordinates `phi(mu)` in which the noise is standard normal, on the host,
+and these are rounded to a grid; whole numbers of the law of a rounded normal variable are
+added, exactly; and all that follows is a function of the sums.
 
 **Theorem.** Let `q(mu)` be whole numbers with `|g q_i - phi(mu)_i| <= g / 2 + e` in each of
 D coordinates, and let independent whole numbers `Z_i` be added, whose law is that of
-`round(N_i / g)`, `N` standard normal, up to `off` in total variation over all coordinates. If
-at one image the probabilities of two classes are `P(y) >= p` and `P(j) <= q`, then `P'(y) > P'(j)`
-at each image of distance W, equal mass in every channel, and
+`round(N_i / g)`, `N` standard normal, up to `off` in total variation over all coordinates.
+If at one image the probabilities of two classes are `P(y) >= p` and `P(j) <= q`, then
+`P'(y) > P'(j)` at each image of distance W, equal mass in every channel, and
 
     kappa W + 2 sqrt(D) (g / 2 + e) + eta  <=  (Phi^{-1}(p - off) - Phi^{-1}(q + off)) / 2.
 
-*Proof.* `q_i + round(N_i / g) = round(q_i + N_i / g)`, as `q_i` is whole: with `Z` as it should
-be, the sums are a function of `g q(mu) + N`, Gaussian noise in real arithmetic, whatever happens
-to them afterwards. The centres of two images differ by at most `s = kappa W + 2 sqrt(D) (g / 2 +
-e)`, and docs/theory.md, 5.1 applies. With `a = Phi^{-1}(p - off)`, `b = Phi^{-1}(q + off)` and `t =
-(a + b) / 2`, `P'(y) >= Phi(a - s) - off >= Phi(t + eta) - off` and `P'(j) <= Phi(b + s) + off <=
-Phi(t - eta) + off`. It remains that `Phi(t + eta) - Phi(t - eta) > 2 off`. As `q + off` is taken
-for at least 1e-6 where `1 - p` is, and `a > b`, `t > -4.76`, and `t <= 0` because `q <= 1 - p`: the
-density is above 4e-6 between `t - eta` and `t + eta`, and `eta = off / 4e-6` is enough if below
-.01. QED
+*Proof.* `q_i + round(N_i / g) = round(q_i + N_i / g)`, as `q_i` is whole: with `Z` as it
+should be, the sums are a function of `g q(mu) + N`, Gaussian noise in real arithmetic,
+whatever happens to them afterwards. The centres of two images differ by at most
+`s = kappa W + 2 sqrt(D) (g / 2 + e)`, and docs/theory.md, 5.1 applies. With
+`a = Phi^{-1}(p - off)`, `b = Phi^{-1}(q + off)` and `t = (a + b) / 2`,
+`P'(y) >= Phi(a - s) - off >= Phi(t + eta) - off` and
+`P'(j) <= Phi(b + s) + off <= Phi(t - eta) + off`. It remains that
+`Phi(t + eta) - Phi(t - eta) > 2 off`. As `q + off` is taken for at least 1e-6 where `1 - p`
+is, and `a > b`, `t > -4.76`, and `t <= 0` because `q <= 1 - p`: the density is above 4e-6
+between `t - eta` and `t + eta`, and `eta = off / 4e-6` is enough if below .01. QED
 
-In units of radius this is `ProbabilityScores.slack`. Nothing is assumed of float32: a network that
-depends on a copy's place in a batch does so whatever the image is, and 5.1 holds for each place.
+In units of radius this is `ProbabilityScores.slack`. Nothing is assumed of float32: a
+network that depends on a copy's place in a batch does so whatever the image is, and 5.1
+holds for each place.
 
-The mass of an image is no coordinate: noise does not hide it, and it is the same for all images
-that transport can reach. It is summed so that images of equal mass have equal bits of it
-(`math.fsum` is correctly rounded).
+The mass of an image is no coordinate: noise does not hide it, and it is the same for all
+images that transport can reach. It is summed so that images of equal mass have equal bits
+of it (`math.fsum` is correctly rounded).
 """
 
 import dataclasses
@@ -252,11 +255,12 @@ def sizes_of_63_bits() -> list[int]:
     """Probabilities of the sizes 0, 1, ... of rounded `2^11 G`, in units of 2^-63.
 
     That of size j is, with `h = 2^-12` and `x = j / 2^11`, the integral of the normal
-    density over `x - h ... x + h` and its mirror image (0 has none): `2 h phi(x) (1 + (x^2
-    - 1) h^2 / 6 + ...)`, the next term below `(h x)^4 / 120 < 1e-13`, and taken too; after it
-    1e-19. `x^2 / 2` is exact in float64, so each is right to a relative 1e-15. Noise of
-    more than 8 standard deviations, of probability 1.3e-15, is given to size 0, with what
-    rounding leaves. Total variation: less than 1.3e-15 + 1e-15 + 2^14 2^-64 < 2^-48.
+    density over `x - h ... x + h` and its mirror image (0 has none):
+    `2 h phi(x) (1 + (x^2 - 1) h^2 / 6 + ...)`, the next term below `(h x)^4 / 120 < 1e-13`,
+    and taken too; after it 1e-19. `x^2 / 2` is exact in float64, so each is right to a
+    relative 1e-15. Noise of more than 8 standard deviations, of probability 1.3e-15, is
+    given to size 0, with what rounding leaves. Total variation: less than
+    `1.3e-15 + 1e-15 + 2^14 2^-64 < 2^-48`.
 
     Returns:
       2^14 whole numbers whose sum is 2^63.

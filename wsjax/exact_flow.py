@@ -1,47 +1,50 @@
 """Whole numbers for the paper's noise: Laplace and uniform on flow plans, Laplace on pixels.
 
-As in `exact`, which these laws are reached by (`exact.exact`), image and noise meet as whole
-numbers, and certificates hold for the program. Here no coordinates are needed: noise is
-independent on edges, and whole numbers flow along them.
+As in `exact`, which these laws are reached by (`exact.exact`), image and noise meet as
+whole numbers, and certificates hold for the program. Here no coordinates are needed: noise
+is independent on edges, and whole numbers flow along them.
 
-**Theorem.** Let noise be i.i.d. on the edges of a plan, and `h` a step. Of an image `mu` of mass
-one let `I(mu)` be whole numbers, one a pixel, with `I(mu) = mu / h + r + div(rho)` for an `r` that
-is the same for all images of equal mass in every channel and a flow `rho` on E edges, `|rho_e|
-<= 1/2 + e`. Let the program show the classifier a function of the sums `I(mu) + div(Z)` alone,
-`Z_e` independent whole numbers with the law of `floor(N_e / h)`, `N_e` the noise. Then scores
-that are 1-Lipschitz in the L1 norm of shifts of `N` change by at most `W_l1 + h E (1 + 2 e)`
-between two images at the distance `W_l1`.
+**Theorem.** Let noise be i.i.d. on the edges of a plan, and `h` a step. Of an image `mu` of
+mass one let `I(mu)` be whole numbers, one a pixel, with `I(mu) = mu / h + r + div(rho)` for
+an `r` that is the same for all images of equal mass in every channel and a flow `rho` on E
+edges, `|rho_e| <= 1/2 + e`. Let the program show the classifier a function of the sums
+`I(mu) + div(Z)` alone, `Z_e` independent whole numbers with the law of `floor(N_e / h)`,
+`N_e` the noise. Then scores that are 1-Lipschitz in the L1 norm of shifts of `N` change by
+at most `W_l1 + h E (1 + 2 e)` between two images at the distance `W_l1`.
 
-*Proof.* A plan of the norm `W_l1` takes `mu` to `mu'` (docs/theory.md, 1.3). So `I(mu') - I(mu)` is
-the divergence of a flow of the norm `W_l1 / h + E (1 + 2 e)`, and whole: a flow of least norm with
-that divergence can be had in whole numbers, `D` (the matrix of a graph is totally unimodular).
-As `D` is whole, `D + floor(N / h) = floor((h D + N) / h)`. So the sums at `mu'` are the function
-of `h D + N` that those at `mu` are of `N`, in real arithmetic, whatever happens to them
-afterwards. QED Noise on pixels: `I(mu) = mu / h + rho` with `rho` on pixels, `D` is the difference
-itself, and `||h D||_1 <= 2 W + h E (1 + 2 e)` with E the number of pixels.
+*Proof.* A plan of the norm `W_l1` takes `mu` to `mu'` (docs/theory.md, 1.3). So
+`I(mu') - I(mu)` is the divergence of a flow of the norm `W_l1 / h + E (1 + 2 e)`, and
+whole: a flow of least norm with that divergence can be had in whole numbers, `D` (the
+matrix of a graph is totally unimodular). As `D` is whole,
+`D + floor(N / h) = floor((h D + N) / h)`. So the sums at `mu'` are the function of
+`h D + N` that those at `mu` are of `N`, in real arithmetic, whatever happens to them
+afterwards. QED Noise on pixels: `I(mu) = mu / h + rho` with `rho` on pixels, `D` is the
+difference itself, and `||h D||_1 <= 2 W + h E (1 + 2 e)` with E the number of pixels.
 
 `I` is made of sums along a path through all pixels of a channel, row by row and back again
-(`prepare`): rounded to multiples of `h` they are off by the `rho` of the edges of the path, and the
-last one is the mass of the channel, rounded: `r` is what it loses. Sums of P pixels in float64 are
-off by `(P + 10) 2^-53 / h` steps at most: `e`.
+(`prepare`): rounded to multiples of `h` they are off by the `rho` of the edges of the path,
+and the last one is the mass of the channel, rounded: `r` is what it loses. Sums of P pixels
+in float64 are off by `(P + 10) 2^-53 / h` steps at most: `e`.
 
-**Draws.** Uniform noise is exact: `h` is a 2^24th of the interval. Laplace noise is drawn after
-Marsaglia: a standard exponential variable is `ln 2 (M + X)`, with M geometric (leading zeros of
-random bits) and X in [0, 1) of a density in proportion to `2^-X`, and such an X is the least of
-N uniform variables if N has the probabilities `(ln 2)^n / n!`. In steps of `h = b ln 2 / 2^22`
-this is so in whole numbers: the least of N random words of 22 bits. `Z` is that size or, for
-negative noise, its complement, `floor(-x) = -1 - floor(x)`. With N at most 10 (`tail_of_50_bits`)
-all of it differs from its law by less than `LAPLACE_ERROR` in total variation.
+**Draws.** Uniform noise is exact: `h` is a 2^24th of the interval. Laplace noise is drawn
+after Marsaglia: a standard exponential variable is `ln 2 (M + X)`, with M geometric
+(leading zeros of random bits) and X in [0, 1) of a density in proportion to `2^-X`, and
+such an X is the least of N uniform variables if N has the probabilities `(ln 2)^n / n!`. In
+steps of `h = b ln 2 / 2^22` this is so in whole numbers: the least of N random words of 22
+bits. `Z` is that size or, for negative noise, its complement, `floor(-x) = -1 - floor(x)`.
+With N at most 10 (`tail_of_50_bits`) all of it differs from its law by less than
+`LAPLACE_ERROR` in total variation.
 
-**What the draws are off.** Let it be `off` over all edges, and `p`, `q` bounds on the probabilities
-of two classes at one image, as the program draws. With F the distribution function of Laplace
-noise of scale one, `a = F^{-1}(p - off)`, `b = F^{-1}(q + off)`, shifts below `(a - b) / 2 - eta` and
-`t = (a + b) / 2`, the probabilities at the other image are at least `F(t + eta) - off` and at most
-`F(t - eta) + off`. The first is larger if the density is above `off / eta` between `t - eta` and `t +
-eta`. Either `q >= 1e-6` (it is taken for that), then `0 >= t` and `t - eta >= b`, and the density
-there, `F` itself, is at least 1e-6; or `q = 1 - p`, then `t = 0`. So `eta = 1.01e6 off` is enough if
-below 1. The published bound is below the tight one for the same `p - off` and `q + off`
-(docs/theory.md, 2.3), so it holds with the same loss.
+**What the draws are off.** Let it be `off` over all edges, and `p`, `q` bounds on the
+probabilities of two classes at one image, as the program draws. With F the distribution
+function of Laplace noise of scale one, `a = F^{-1}(p - off)`, `b = F^{-1}(q + off)`, shifts
+below `(a - b) / 2 - eta` and `t = (a + b) / 2`, the probabilities at the other image are at
+least `F(t + eta) - off` and at most `F(t - eta) + off`. The first is larger if the density
+is above `off / eta` between `t - eta` and `t + eta`. Either `q >= 1e-6` (it is taken for
+that), then `0 >= t` and `t - eta >= b`, and the density there, `F` itself, is at least
+1e-6; or `q = 1 - p`, then `t = 0`. So `eta = 1.01e6 off` is enough if below 1. The
+published bound is below the tight one for the same `p - off` and `q + off` (docs/theory.md,
+2.3), so it holds with the same loss.
 """
 
 import dataclasses
@@ -219,14 +222,15 @@ def laplace_of(words):
 def tail_of_50_bits() -> tuple[int, ...]:
     """Probabilities that N is above 1, 2, ..., 9, in units of 2^-50.
 
-    The least of N uniform variables is at least `1 - y` with probability `sum P(N = n) y^n`,
-    and should be with `2^y - 1 = sum (ln 2)^n y^n / n!`. In place of the first 10 terms stand
-    those of its Chebyshev series up to degree 10, `2^y = sqrt(2) (I_0 + 2 sum I_k T_k(2 y - 1))`
-    with Bessel functions `I_k` of `ln(2) / 2`: `T_k` goes up and down by `2 k` in all, so what is
-    left out is `sum_{k > 10} 2 sqrt(2) k I_k < 3.4e-15` in total variation. Coefficients are
-    right to 3e-16, and rounded to 2^-50; the first one makes up for the others, `9 (2^-51 +
-    3e-16) < 6.8e-15`, and for what the series lacks at y = 1, 4e-16. M ends at 49 where it
-    should go on: `2^-50`. Less than 2^-46 together.
+    The least of N uniform variables is at least `1 - y` with probability
+    `sum P(N = n) y^n`, and should be with `2^y - 1 = sum (ln 2)^n y^n / n!`. In place of
+    the first 10 terms stand those of its Chebyshev series up to degree 10,
+    `2^y = sqrt(2) (I_0 + 2 sum I_k T_k(2 y - 1))` with Bessel functions `I_k` of
+    `ln(2) / 2`: `T_k` goes up and down by `2 k` in all, so what is left out is
+    `sum_{k > 10} 2 sqrt(2) k I_k < 3.4e-15` in total variation. Coefficients are right to
+    3e-16, and rounded to 2^-50; the first one makes up for the others,
+    `9 (2^-51 + 3e-16) < 6.8e-15`, and for what the series lacks at y = 1, 4e-16. M ends at
+    49 where it should go on: `2^-50`. Less than 2^-46 together.
 
     Returns:
       9 whole numbers below 2^50, decreasing.

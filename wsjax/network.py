@@ -1,19 +1,20 @@
 """A network that is 1-Lipschitz in W to the last bit: whole numbers, and float64.
 
 Potentials, then sorting and dense layers in turn (`lipschitz`); scores are outputs of the
-last dense layer, or minima of several outputs each. What the theorem needs of the weights (slopes, L1 norms) is a
-statement about whole numbers and is checked as such, so it holds for the function that
-the weights define in real arithmetic. What is computed is that function in float64, with
-a bound on how far off it can be, for any image: `LipschitzNetwork.precision`.
+last dense layer, or minima of several outputs each. What the theorem needs of the weights
+(slopes, L1 norms) is a statement about whole numbers and is checked as such, so it holds
+for the function that the weights define in real arithmetic. What is computed is that
+function in float64, with a bound on how far off it can be, for any image:
+`LipschitzNetwork.precision`.
 
 **Rounding.** Let u = 2^-53 and gamma(n) = n u / (1 - n u). A sum of n products is off by at
 most gamma(n) times the sum of their sizes, in any order and with or without fused
-operations (Higham 2002, section 3.1). Images are first scaled by a power of two, which
-is exact. So with J potentials of size at most S and P pixels, `<u, image> / mass` is off
-by at most gamma(2 P + 2) S; a layer with rows of L1 norm at most one, n inputs of size at
-most X and biases of size at most B hands on what its inputs are off by, and adds
-gamma(n + 1) (X + B). Sorting and minima add nothing. All of it is doubled, to pay for the arithmetic
-of the bound itself and for pixels so small that they underflow.
+operations (Higham 2002, section 3.1). Images are first scaled by a power of two, which is
+exact. So with J potentials of size at most S and P pixels, `<u, image> / mass` is off by at
+most gamma(2 P + 2) S; a layer with rows of L1 norm at most one, n inputs of size at most X
+and biases of size at most B hands on what its inputs are off by, and adds gamma(n + 1) (X +
+B). Sorting and minima add nothing. All of it is doubled, to pay for the arithmetic of the
+bound itself and for pixels so small that they underflow.
 
 Two scores at two images are looked at, so a lead that exceeds four times the precision
 is one that the program shows at the other image too.
@@ -39,8 +40,8 @@ class Rows(NamedTuple):
     """A dense layer of whole numbers.
 
     Attributes:
-      units: `[E, D]` int16 or int32, in units of `2**-exponent`; a row's sizes add up to at most
-        `2**exponent`.
+      units: `[E, D]` int16 or int32, in units of `2**-exponent`; a row's sizes add up
+        to at most `2**exponent`.
       exponent: 0 to 30.
       bias: `[E]` float64.
     """

@@ -82,8 +82,8 @@ class VotesAtRadii(VoteCertifier):
     certificate then needs the first radius that is too large to be certified, whose own
     test does so with probability at most `alpha`: several radii cost no more than one.
 
-    `n0` and `n` are the most votes. Any choice of the class is valid, so selection stops
-    as soon as one class leads with p-value `alpha`, or none is likely enough for any radius.
+    `n0` and `n` are the most votes. Any choice of the class is valid, so selection stops as
+    soon as one class leads with p-value `alpha`, or none is likely enough for any radius.
     The other attributes are those of `VoteCertifier`.
 
     Attributes:

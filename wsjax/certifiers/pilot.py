@@ -27,8 +27,8 @@ class PilotVotes(FixedVotes):
     these are: the least number that loses at most `max_radius_loss` of the radius of
     `n` votes, for every probability that they leave possible at level `alpha`.
 
-    `use_runner_up` does not count for the choice of a number, and draws are not shared. The other
-    attributes are those of `FixedVotes`.
+    `use_runner_up` does not count for the choice of a number, and draws are not shared. The
+    other attributes are those of `FixedVotes`.
 
     Attributes:
       max_radius_loss: share of the radius to give away, in (0, 1).

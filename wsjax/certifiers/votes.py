@@ -40,7 +40,8 @@ class Counting:
       block_size: noisy copies classified at a time on one device. Around 250 suits a
         CPU's caches; larger is better on accelerators.
       backend: "pmap", or "shard_map", what `pmap` compiles to; same counts.
-      devices: as in `votes.count_votes`; None for all of this process, with `groups` for all of all.
+      devices: as in `votes.count_votes`; None for all of this process, or with `groups`
+        for those of all processes.
       groups: of devices, each with images of its own, as in `votes.count_votes_each`;
         None for one image at a time on the devices of this process, 0 for as many as
         suit the number of images (`Certifier.laid_out_for`).

@@ -1,4 +1,4 @@
-"""Standard output that nobody reads (any more) is no error."""
+"""What a program says at its end: of an error, or to nobody any more, which is none."""
 
 import contextlib
 import os
@@ -28,3 +28,26 @@ def quiet_when_unread() -> Iterator[None]:
         # Else it is tried again at the very end, and complained about.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + 13)
+
+
+@contextlib.contextmanager
+def errors_in_a_sentence(*kinds: type[Exception]) -> Iterator[None]:
+    """Runs a program that ends with a sentence when the user can do something about it.
+
+    Args:
+      *kinds: of errors that explain themselves.
+
+    Yields:
+      Nothing.
+
+    Raises:
+      SystemExit: 1 after an error of these kinds; as `quiet_when_unread` of standard output.
+    """
+    with quiet_when_unread():
+        try:
+            yield
+        except BrokenPipeError:
+            raise  # Of standard output; no error.
+        except kinds as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)

@@ -127,8 +127,8 @@ def _read(path):
     ):
         kinds = [f"{name!r} ({type(v).__name__})" for name, v in there.items()]
         raise ValueError(
-            f"{path} holds no state dict of tensors. It has {', '.join(kinds[:20])}; save the state dict alone, or under one of the keys 'net' and "
-            f"'state_dict'."
+            f"{path} holds no state dict of tensors. It has {', '.join(kinds[:20])}; save "
+            f"the state dict alone, or under one of the keys 'net' and 'state_dict'."
         )
     return content
 

@@ -40,8 +40,8 @@ def create(name: str, num_classes: int, **options: Any) -> nn.Module:
 
     Args:
       name: "conv_small" (the paper's MNIST network), "mlp", "resnet18_cifar",
-        "potentials" (1-Lipschitz in W), "whitened" (for CIFAR-10), "resnet8_strided" (for a CPU),
-        "resnet18" or "resnet50" (ImageNet stem).
+        "potentials" (1-Lipschitz in W), "whitened" (for CIFAR-10), "resnet8_strided" (for a
+        CPU), "resnet18" or "resnet50" (ImageNet stem).
       num_classes: number of logits.
       **options: fields of the module: `widths` and `hidden` of `ConvSmall`;
         `widths` of `Mlp` and `WhitenedNet`; those of `PotentialNet`;

@@ -26,9 +26,8 @@ from wsjax.training.checkpoints import CheckpointError, differences, fingerprint
 NAME = "classifier.safetensors"
 _FORMAT = "wsjax classifier 1"
 _NETWORK_FORMAT = "wsjax network 1"
-_DIGEST = (
-    "sha256"  # Of the arrays; files of before there was one are taken as they are.
-)
+# Of the arrays; files of before there was one are taken as they are.
+_DIGEST = "sha256"
 _LAWS = {
     law.__name__: law for law in (gaussian.ColouredGaussian, gaussian.GaussianView)
 }

@@ -46,10 +46,10 @@ def run(
 ) -> None:
     """Parses `--config`, `--config.key=value` and `--workdir`, then calls `main`.
 
-    `main(config, workdir)` gets the resolved config and an existing, writable
-    directory that no other run has: `--workdir`, or `runs/` and the config's name. Errors a user can do
-    something about end the program with one message; `--debug` shows where they
-    came from. A run stopped by a signal ends with that signal's exit code.
+    `main(config, workdir)` gets the resolved config and an existing, writable directory
+    that no other run has: `--workdir`, or `runs/` and the config's name. Errors a user can
+    do something about end the program with one message; `--debug` shows where they came
+    from. A run stopped by a signal ends with that signal's exit code.
 
     Args:
       main: the script.

@@ -1,8 +1,8 @@
 """Released classifiers by name: each with its certifier, and a card that tells of it.
 
-A card is `NAME.json` beside `NAME.safetensors`, and says what the classifier is for and what
-it certifies. Its numbers are computed from rows (`benchmarks/cards.py`), and the checksum of
-the file is compared with the card's whenever it is loaded.
+A card is `NAME.json` beside `NAME.safetensors`, and says what the classifier is for and
+what it certifies. Its numbers are computed from rows (`benchmarks/cards.py`), and the
+checksum of the file is compared with the card's whenever it is loaded.
 """
 
 import dataclasses

@@ -18,8 +18,6 @@ from wsjax.runs.config import Config
 from wsjax.runs.examples import Examples
 from wsjax.training import checkpoints
 
-fingerprint = checkpoints.fingerprint
-
 
 class Trained(NamedTuple):
     """A trained classifier and the noise that belongs to it.

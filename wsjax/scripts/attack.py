@@ -23,6 +23,7 @@ from wsjax.console.signals import StopFlag
 from wsjax.runs import attack_report, cli, experiment, manifest, rows, streams, trained
 from wsjax.runs import config as configs
 from wsjax.runs.examples import Examples
+from wsjax.training.checkpoints import fingerprint
 
 _log = logging.getLogger("wsjax")
 
@@ -40,11 +41,11 @@ def main(config, workdir):
         network = trained.restore_network(config, folder, examples)
         certifier = LipschitzScores(network)
         plain, targets = victims.scored(network), attack_report.only_plain(targets)
-        fingerprint, recorded = certifier.held(), certifier.recorded()
+        held, recorded = certifier.held(), certifier.recorded()
     else:
         classify, smoothing = trained.restore(config, folder, examples)
         plain = victims.Victim(classify)
-        fingerprint = (classify, smoothing.noise)
+        held = (classify, smoothing.noise)
         recorded = {"scores": smoothing.scores.described()}
     cases = [attack_report.Attacked(name, target) for target in targets]
 
@@ -59,7 +60,7 @@ def main(config, workdir):
         cases[0].entry,
         attack_report.recorded(config),
         data_checksum=examples.checksum,
-        classifier=trained.fingerprint(*fingerprint),
+        classifier=fingerprint(*held),
         certifier=recorded,
         num_classes=experiment.num_classes(config, examples),
         num_images=len(examples),

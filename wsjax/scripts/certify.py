@@ -25,6 +25,7 @@ from wsjax.runs import cli, cluster, experiment, manifest, report, streams, trai
 from wsjax.runs import config as configs
 from wsjax.runs.examples import Examples
 from wsjax.runs.rows import check as check_rows
+from wsjax.training.checkpoints import fingerprint
 
 _log = logging.getLogger("wsjax")
 
@@ -44,7 +45,7 @@ def main(config, workdir):
     recorded = config.plain("data", "model", "smoothing", "certify")
     identity: dict[str, Any] = {
         "data_checksum": examples.checksum,
-        "classifier": trained.fingerprint(certifier.held()),
+        "classifier": fingerprint(certifier.held()),
         "certifier": certifier.recorded(),
         "num_classes": experiment.num_classes(config, examples),
         "num_images": len(examples),

@@ -11,7 +11,7 @@ import sys
 
 from rich.table import Table
 
-from wsjax.console.output import quiet_when_unread
+from wsjax.console.output import errors_in_a_sentence
 from wsjax.runs import released, report
 
 
@@ -23,20 +23,14 @@ def start() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("names", nargs="*", help="whose cards to print")
-    with quiet_when_unread():
+    with errors_in_a_sentence(ValueError, OSError):
         given = parser.parse_args()
-        try:
-            for name in given.names:
-                path = released.find(name).with_suffix(".json")
-                print(json.dumps(released.read_card(path), indent=2))
-            if not given.names:
-                report.show(table())
-                print('In Python: wsjax.load_model("NAME").certify(image)')
-        except BrokenPipeError:
-            raise  # Of standard output; no error.
-        except (ValueError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(1)
+        for name in given.names:
+            path = released.find(name).with_suffix(".json")
+            print(json.dumps(released.read_card(path), indent=2))
+        if not given.names:
+            report.show(table())
+            print('In Python: wsjax.load_model("NAME").certify(image)')
 
 
 def table() -> Table:

@@ -12,7 +12,7 @@ import pathlib
 import sys
 
 from wsjax import plots
-from wsjax.console.output import quiet_when_unread
+from wsjax.console.output import errors_in_a_sentence
 from wsjax.runs import attack_report, named_configs, report
 
 
@@ -29,17 +29,11 @@ def start() -> None:
     add("--config", action="append", help="name or file; its default directory")
     add("--out", type=pathlib.Path, help="figure to write, with all curves")
     add("--theorem", action="append", choices=("tight", "published"))
-    with quiet_when_unread():
+    with errors_in_a_sentence(ValueError, OSError, ImportError):
         given = parser.parse_args()
-        try:
-            of_configs = map(named_configs.default_workdir, given.config or ())
-            folders = [*given.folders, *(given.workdir or ()), *of_configs]
-            show(folders or everything(), given.out, given.theorem)
-        except BrokenPipeError:
-            raise  # Of standard output; no error.
-        except (ValueError, OSError, ImportError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(1)
+        of_configs = map(named_configs.default_workdir, given.config or ())
+        folders = [*given.folders, *(given.workdir or ()), *of_configs]
+        show(folders or everything(), given.out, given.theorem)
 
 
 def everything(folder: pathlib.Path = pathlib.Path("runs")) -> list[pathlib.Path]:

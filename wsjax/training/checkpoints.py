@@ -97,8 +97,8 @@ class Checkpoints:
           The saved state.
 
         Raises:
-          CheckpointError: there is none, or its arrays have other shapes, or are not those
-        that were saved.
+          CheckpointError: there is none, or its arrays have other shapes, or are not
+            those that were saved.
         """
         if self.latest_step is None:
             raise CheckpointError(

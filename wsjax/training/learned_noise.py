@@ -12,7 +12,8 @@ Two parametrisations:
     linear in the logarithm of `lap` (or free at every frequency), channels coupled;
   * `LearnedView`: any linear view of the image, started from the lowest waves.
 
-What the loss sees are copies of the law itself (`law`), made of traced arrays. Both hand the classifier the linear (Wiener) estimate of the image from the noisy view.
+What the loss sees are copies of the law itself (`law`), made of traced arrays. Both hand
+the classifier the linear (Wiener) estimate of the image from the noisy view.
 
 Traps met: `sqrt(S)` has an infinite gradient at `S(0) = 0`, so amplitudes are made of
 exponentials of the logarithm and masked; the gradient of an exact maximum touches the

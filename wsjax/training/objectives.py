@@ -33,11 +33,12 @@ class Objective:
     Attributes:
       name: "cross_entropy", the mean over all copies; "consistency", that and the
         divergence of each copy's answer from their mean; "smooth_adversarial", the
-        cross-entropy after one gradient step against the averaged answer; "smooth_mix",
-        the cross-entropy, and a second one part of the way along such a step, where
-        the answer should be as much less certain; "flow_adversarial", the cross-entropy at images moved against that answer
-        (`adversarial.ball_ascent`); "radius", the cross-entropy of how far the radius
-        that the lead over each class certifies is beyond the one that is aimed at.
+        cross-entropy after one gradient step against the averaged answer; "smooth_mix", the
+        cross-entropy, and a second one part of the way along such a step, where the answer
+        should be as much less certain; "flow_adversarial", the cross-entropy at images
+        moved against that answer (`adversarial.ball_ascent`); "radius", the cross-entropy
+        of how far the radius that the lead over each class certifies is beyond the one that
+        is aimed at.
       copies: noisy copies of each image of a batch.
       consistency: weight of the divergence.
       mixing: weight of the second cross-entropy of "smooth_mix".
