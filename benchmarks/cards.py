@@ -25,7 +25,7 @@ import tempfile
 from typing import NamedTuple
 
 import numpy as np
-from repository import ROOT, run
+from repository import ROOT, keep, run
 
 from wsjax import data
 from wsjax.runs import attack_report, manifest, released, report
@@ -171,7 +171,7 @@ def target_of(name):
 
 def kept(name):
     """Names of the files of a run that are kept."""
-    return "run.json", report.CERTIFICATES, f"attack_flow_{target_of(name)}.tsv"
+    return report.CERTIFICATES, f"attack_flow_{target_of(name)}.tsv"
 
 
 def make(name, folder):
@@ -188,33 +188,9 @@ def make(name, folder):
             try:
                 run(script, ENTRIES[name].config, work, *changes, here)
             finally:
-                keep(name, work)
+                if (work / "run.json").exists():
+                    keep(work, runs, kept(name))
     write(name)
-
-
-def keep(name, work):
-    """Copies what is kept of a run directory; paths of this machine are left out."""
-    runs = rows_of(name)
-    runs.mkdir(parents=True, exist_ok=True)
-    for file in kept(name):
-        if (work / file).exists():
-            shutil.copy(work / file, runs)
-    path = runs / "run.json"
-    if not path.exists():
-        return
-    entries = json.loads(path.read_text())
-    for entry in entries.values():
-        entry["config"]["data"]["dir"] = "data"
-        checkpoint = pathlib.PurePath(entry["config"]["model"]["checkpoint"]).name
-        if checkpoint:
-            entry["config"]["model"]["checkpoint"] = f"released/{checkpoint}"
-        script, *options = entry["command"]
-        words = [w.replace(f"{ROOT}/", "") for w in options]
-        short = [
-            w for w in words if not w.startswith(("--workdir", "--config.data.dir"))
-        ]
-        entry["command"] = [pathlib.PurePath(script).name, *short]
-    path.write_text(json.dumps(entries, indent=2) + "\n")
 
 
 def write(name):

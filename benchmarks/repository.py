@@ -1,6 +1,8 @@
 """Scripts of the repository, run one after another by benchmarks that can be repeated."""
 
+import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -27,3 +29,28 @@ def run(script, config, workdir, *changes):
     done = subprocess.run(command, check=False)
     if done.returncode:
         sys.exit(done.returncode)
+
+
+def keep(workdir, kept, files):
+    """Copies results of a run; places on this machine are left out.
+
+    Args:
+      workdir: run directory.
+      kept: where they go.
+      files: names of those that are copied, beside run.json, if they are there.
+    """
+    kept.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        if (workdir / file).exists():
+            shutil.copy(workdir / file, kept)
+    entries = json.loads((workdir / "run.json").read_text())
+    for entry in entries.values():
+        entry["config"]["data"]["dir"] = "data"
+        model = entry["config"].get("model", {})
+        if checkpoint := pathlib.PurePath(model.get("checkpoint", "")).name:
+            model["checkpoint"] = f"released/{checkpoint}"
+        script, *options = (word.replace(f"{ROOT}/", "") for word in entry["command"])
+        here = "--workdir", "--config.data.dir"
+        short = [word for word in options if not word.startswith(here)]
+        entry["command"] = [pathlib.PurePath(script).name, *short]
+    (kept / "run.json").write_text(json.dumps(entries, indent=2) + "\n")

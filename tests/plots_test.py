@@ -84,6 +84,15 @@ class AccuracyCurvesTest(Folder):
         labels = [text.get_text() for text in axes.get_legend().get_texts()]
         self.assertEqual(labels, [*runs, "attack: base"])
 
+    def test_curves_of_a_colour_differ_in_dashes(self):
+        curve = plots.Curve(np.array([0.1, 0.2]), 3, "red")
+        axes = self.draw({"a": curve, "b": curve._replace(colour=""), "c": curve})
+        a, b, c = axes.lines
+        self.assertEqual((a.get_color(), c.get_color()), ("red", "red"))
+        self.assertEqual(b.get_color(), plots.COLOURS[1])
+        self.assertNotEqual(a.get_linestyle(), c.get_linestyle())
+        self.assertEqual(b.get_linestyle(), a.get_linestyle())
+
     def test_more_runs_change_the_figure(self):
         curve = plots.Curve(np.array([0.1, 0.2]), 3)
         self.draw({"a": curve})

@@ -1,5 +1,6 @@
 """Figures from rows and images. Matplotlib is imported when a figure is drawn."""
 
+import collections
 import io
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -21,10 +22,13 @@ class Curve(NamedTuple):
     Attributes:
       radii: `[N]` radius of each image that counts, any order; the others left out.
       images: number of all images, counting or not.
+      colour: what Matplotlib knows as one; "" for the next of `COLOURS`. Curves of the
+        same colour differ in dashes.
     """
 
     radii: np.ndarray
     images: int
+    colour: str = ""
 
 
 class AttackedImage(NamedTuple):
@@ -64,11 +68,18 @@ def accuracy_curves(
       log_from: least radius of a logarithmic axis; 0 for one that is linear from 0.
     """
     plt = pyplot()
-    figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
     groups = (("", certified, 2.0), ("attack: ", attacked or {}, 1.2))
+    # More labels than a corner holds stand beside the curves.
+    many = sum(len(curves) for _, curves, _ in groups) > 4
+    size = (9.6 if many else 6.4, 4.0)
+    figure, axes = plt.subplots(figsize=size, layout="constrained")
     finite = [0.0]
     for prefix, curves, width in groups:
+        drawn: collections.Counter[str] = collections.Counter()
         for number, (label, curve) in enumerate(curves.items()):
+            colour = curve.colour or COLOURS[number % len(COLOURS)]
+            dashes = DASHES[drawn[colour] % len(DASHES)]
+            drawn[colour] += 1
             radii = np.sort(curve.radii)
             finite.extend(radii[np.isfinite(radii)][-1:])
             left = (len(radii) - np.arange(len(radii) + 1)) / max(curve.images, 1)
@@ -78,8 +89,8 @@ def accuracy_curves(
                 where="post",
                 label=prefix + label,
                 linewidth=width,
-                color=COLOURS[number % len(COLOURS)],
-                linestyle=DASHES[number // len(COLOURS) % 4] if not prefix else "--",
+                color=colour,
+                linestyle=dashes if not prefix else "--",
             )
     if log_from:
         axes.set_xscale("log")
@@ -97,7 +108,8 @@ def accuracy_curves(
     if title:
         axes.set_title(title)
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    beside = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)} if many else {}
+    axes.legend(frameon=False, **beside)
     save(figure, path)
 
 
