@@ -295,6 +295,7 @@ class RefusalTest(Folder):
             (None, "format is None, not 'wsjax classifier 1'"),
             ({"format": "pt"}, "format is 'pt'"),
             ({"format": "wsjax classifier 2"}, "format is 'wsjax classifier 2'"),
+            ({"format": "wsjax network 1"}, "it is for model.name='potentials'"),
         ):
             save_file(weights, self.path, text)
             self.assert_refused(message)

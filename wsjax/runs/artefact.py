@@ -26,6 +26,10 @@ from wsjax.training.checkpoints import CheckpointError, differences, fingerprint
 NAME = "classifier.safetensors"
 _FORMAT = "wsjax classifier 1"
 _NETWORK_FORMAT = "wsjax network 1"
+_FOR = {
+    _FORMAT: ": it is for a config whose noise is learned, such as mnist",
+    _NETWORK_FORMAT: ": it is for model.name='potentials', as in mnist_potentials",
+}
 # Of the arrays; files of before there was one are taken as they are.
 _DIGEST = "sha256"
 _LAWS = {
@@ -227,10 +231,10 @@ def _read(path, expected):
     try:
         with safe_open(path, framework="numpy") as file:
             text = file.metadata() or {}
-            if text.get("format") != expected:
-                raise ValueError(
-                    f"its format is {text.get('format')!r}, not {expected!r}"
-                )
+            found = text.get("format")
+            if found != expected:
+                told = f"its format is {found!r}, not {expected!r}"
+                raise ValueError(told + _FOR.get(found, ""))
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     # Types that NumPy lacks, such as bfloat16, are a TypeError.
     except (SafetensorError, OSError, ValueError, TypeError) as error:
