@@ -51,6 +51,8 @@ bench: $(VENV)/bench.stamp
 	$(RUN) benchmarks/throughput.py --model=resnet18_cifar --image=32,32,3 --n=50 \
 	    --block-size=50 --repeats=3 --only flow_laplace power_law --memory \
 	    --out=$(RESULTS)/throughput.jsonl
+	$(RUN) benchmarks/network_speed.py votes --out=$(RESULTS)/network_speed.jsonl
+	$(RUN) benchmarks/network_speed.py training --out=$(RESULTS)/network_speed.jsonl
 	$(RUN) benchmarks/early_stopping.py --data=$(DATA) --images=200 \
 	    --checkpoint=released/mnist_c0.1.safetensors --out=$(RESULTS)/early_stopping.jsonl
 	$(RUN) benchmarks/early_stopping.py --data=$(DATA) --images=200 \
