@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -49,8 +50,9 @@ def keep(workdir, kept, files):
         model = entry["config"].get("model", {})
         if checkpoint := pathlib.PurePath(model.get("checkpoint", "")).name:
             model["checkpoint"] = f"released/{checkpoint}"
-        script, *options = (word.replace(f"{ROOT}/", "") for word in entry["command"])
+        script, *options = entry["command"]
         here = "--workdir", "--config.data.dir"
-        short = [word for word in options if not word.startswith(here)]
+        short = (word for word in options if not word.startswith(here))
+        short = [re.sub("=/.*/(configs|released)/", r"=\1/", word) for word in short]
         entry["command"] = [pathlib.PurePath(script).name, *short]
     (kept / "run.json").write_text(json.dumps(entries, indent=2) + "\n")

@@ -2,10 +2,10 @@
 
 Noise of the three channels is dependent, at every frequency in its own way, and its
 spectrum is trained together with the network at a fixed certificate scale: a class
-probability p certifies the radius c Phi^-1(p). The network is for two CPU cores;
-configs/cifar_wide.py has it twice as wide for a GPU, and configs/paper/cifar_fast.py has
-the published method on it. Above radii of .001, configs/cifar_potentials.py certifies more
-images, in seconds and without votes.
+probability p certifies the radius c Phi^-1(p). Two CPU cores train the network in two
+hours; configs/cifar_wide.py has it twice as wide for a GPU, and
+configs/paper/cifar_fast.py has the published method on it. Above radii of .001,
+configs/cifar_potentials.py certifies more images, in seconds and without votes.
 
   python train.py   --config=configs/cifar.py --config.data.dir=FOLDER
   python certify.py --config=configs/cifar.py --config.data.dir=FOLDER

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import shutil
 import sys
 import tempfile
@@ -84,6 +85,19 @@ class CardsTest(parameterized.TestCase):
             }
             with mock.patch.object(released, "read_card", lambda path: wrong):
                 self.assertRegex(cards.check(name, None)[0], "accuracy is 1, the rows")
+
+
+class ReadmeTest(absltest.TestCase):
+    def test_its_tables_are_what_rows_say(self):
+        with mock.patch.object(sys, "path", [str(ROOT / "benchmarks"), *sys.path]):
+            readme = importlib.import_module("readme")
+        text = readme.README.read_text()
+        self.assertEqual(text, readme.written(text))
+        # And a table with another number in it is made anew.
+        wrong = text.replace("| .966 | .3182 |", "| .976 | .3182 |")
+        self.assertNotEqual(wrong, text)
+        self.assertEqual(readme.written(wrong), text)
+        self.assertCountEqual(re.findall(r"<!-- rows: (\S+) -->", text), readme.TABLES)
 
 
 class LoadTest(parameterized.TestCase):
