@@ -26,6 +26,7 @@ from wsjax.runs.rows import read_rows
 
 RESULTS = repository.ROOT / "benchmarks" / "results"
 SCRIPTS = "train.py", "certify.py"
+WALL = "wall/{}-l2.tsv"  # Of benchmarks/wall.py --out=benchmarks/results/wall
 # The same colour for the same kind, whatever the data.
 KINDS = {
     "published": plots.COLOURS[0],
@@ -191,9 +192,6 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, help="default runs, or results")
     parser.add_argument("--only", nargs="*", help='rows to run, e.g. "c=0.06"')
     parser.add_argument(
-        "--wall", type=pathlib.Path, help="rows of benchmarks/wall.py to draw beside"
-    )
-    parser.add_argument(
         "--no-run", action="store_true", help="tables of what was run before"
     )
     parser.add_argument(
@@ -220,7 +218,12 @@ def main():
     drawn = folder if arguments.out else pathlib.Path("runs") / folder.name
     drawn.mkdir(parents=True, exist_ok=True)
     report.show(table(arguments.set, plan.radii, found), drawn / "table.txt")
-    figure(drawn / "certified_accuracy.png", found, plan.log_from, arguments.wall)
+    figure(
+        drawn / "certified_accuracy.png",
+        found,
+        plan.log_from,
+        RESULTS / WALL.format(arguments.set),
+    )
     print(f"Table and figure: {drawn}")
 
 
@@ -234,15 +237,15 @@ def rows(run, workdir):
     return [(label, run.kind, found) for label, found in zip(labels, bounds)]
 
 
-def figure(path, found, log_from, wall=None):
-    """Curves of rows, in the ground metric of the first."""
+def figure(path, found, log_from, wall):
+    """Curves of rows, in the ground metric of the first, and the wall if it is known."""
     metric = found[0][2].metric
     curves = {
         label: certified.curve._replace(colour=KINDS[kind])
         for label, kind, certified in found
         if certified.metric == metric
     }
-    if wall:
+    if wall.exists():
         walls = read_rows(wall).floats("distance") / 2
         black = plots.COLOURS[-1]
         curves["half way to another class"] = plots.Curve(walls, len(walls), black)
