@@ -258,9 +258,18 @@ class JudgeTest(parameterized.TestCase):
                 "seconds": 0.5,
             },
         )
-        curve = attack_report._curve(rows, "l1")
+        curve = attack_report.curve(rows, "l1", [1, 3, 7])
+        self.assertEqual(curve[1], 2)
+        np.testing.assert_array_equal(np.sort(curve[0]), [0.4, np.inf])
+        curve = attack_report.curve(rows, "l1", range(4))
         self.assertEqual(curve[1], 4)
         np.testing.assert_array_equal(np.sort(curve[0]), [0.4, np.inf, np.inf])
+
+    def test_curves_are_of_the_same_images(self):
+        first, second = np.array([0, 10, 20]), np.array([20, 0, 5])
+        np.testing.assert_array_equal(attack_report._common([first, second]), [0, 20])
+        apart = attack_report._common([first, np.array([7])])
+        np.testing.assert_array_equal(apart, [0, 7, 10, 20])
 
     def test_targets(self):
         flow, dual = registry.METHODS["flow"], registry.METHODS["dual"]

@@ -99,6 +99,20 @@ class ReadmeTest(absltest.TestCase):
         self.assertEqual(readme.written(wrong), text)
         self.assertCountEqual(re.findall(r"<!-- rows: (\S+) -->", text), readme.TABLES)
 
+        # The table of kinds has more than rows say, and is written by hand.
+        kept = readme.envelope.RESULTS / "envelope-mnist"
+        for label, folder in (
+            ("published noise, sigma = .01", kept / "published"),
+            ("Gaussian view, c = .037", kept / "c=0.037"),
+            ("Gaussian view, c = .1", kept / "c=0.1"),
+            ("nearest neighbour in W", kept / "nearest"),
+            ("**potentials**", released.folder() / "runs" / "mnist_potentials"),
+        ):
+            total = report.read_certified(folder)[0].summary
+            radius = readme.size(total.median_radius, (0.02,))
+            line = f"| {label} | {readme.share(total.accuracy)} | {radius} |"
+            self.assertIn(line, text)
+
 
 class LoadTest(parameterized.TestCase):
     @EACH

@@ -130,6 +130,12 @@ class ReportTest(_Folder):
 
         self.assert_evaluates(found, run)
         self.assertEqual(run.metric, "l1")
+        self.assertEqual(run.curve.images, len(found))
+        some = run.curve_of(run.indices[::2])
+        self.assertEqual(some.images, len(run.indices[::2]))
+        right = (run.found.labels == run.labels)[::2]
+        radii = np.sort(run.found.radii[::2][right & (run.found.radii[::2] > 0)])
+        np.testing.assert_array_equal(np.sort(some.radii), radii)
         bounded = [c.evidence.runner_up is not None for c in found]
         self.assertEqual(any(bounded), choice != "never")
         self.assertEqual(all(bounded), choice == "always")

@@ -97,7 +97,7 @@ def accuracy_curves(
     axes.set_xlim(log_from, max(1.05 * max(finite), 10 * log_from) or 1.0)
     axes.set_ylim(0, 1)
     axes.set_xlabel(f"Wasserstein radius ({metric}), pixels x fraction of mass")
-    what = "accuracy, certified and under attack" if attacked else "certified accuracy"
+    what = "accuracy" if attacked else "certified accuracy"
     counts = {
         f"{c.images:,}"
         for curves in (certified, attacked or {})
@@ -134,7 +134,11 @@ def adversarial_pictures(path: pathlib.Path, pictures: Sequence[AttackedImage]) 
         spread = max(float(np.abs(change).max()), 1e-9)
         show_image(row[0], picture.image)
         show_image(row[1], picture.adversarial)
-        row[2].imshow(change.mean(axis=-1), cmap="RdBu_r", vmin=-spread, vmax=spread)
+        shown = row[2].imshow(
+            change.mean(axis=-1), cmap="RdBu_r", vmin=-spread, vmax=spread
+        )
+        bar = figure.colorbar(shown, ax=row[2], shrink=0.8)
+        bar.ax.tick_params(labelsize=7)
         if picture.flow is None:
             show_image(row[3], 0.35 * np.asarray(picture.image))
         else:

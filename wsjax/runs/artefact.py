@@ -234,7 +234,7 @@ def _read(path, expected):
             found = text.get("format")
             if found != expected:
                 told = f"its format is {found!r}, not {expected!r}"
-                raise ValueError(told + _FOR.get(found, ""))
+                raise ValueError(told + _FOR.get(found or "", ""))
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     # Types that NumPy lacks, such as bfloat16, are a TypeError.
     except (SafetensorError, OSError, ValueError, TypeError) as error:

@@ -1,5 +1,6 @@
 """Rows of attacks, and what is made of them: a table, curves, pictures."""
 
+import functools
 import io
 import json
 import logging
@@ -335,17 +336,21 @@ def show_attacks(workdir: pathlib.Path, examples: Any, pictures: int) -> None:
         "ground_metric"
     ]
     certified = {}
+    # Curves are of the images that all of them know.
+    common = _common([rows.ints("idx") for rows in attacked.values()])
     if (workdir / report.CERTIFICATES).exists():
-        certified = {
-            f"certified: {r.name}": r.curve for r in report.read_certified(workdir)
-        }
+        runs = report.read_certified(workdir)
+        both = np.intersect1d(common, runs[0].indices)
+        if len(both):
+            common = both
+            certified = {f"certified: {r.name}": r.curve_of(both) for r in runs}
         for case, rows in attacked.items():
             if case.target == "smoothed" or alone:
                 _report_crossings(workdir, case, rows, metric, alone)
     plots.accuracy_curves(
         workdir / "attacks.png",
         certified,
-        {case.title: _curve(rows, metric) for case, rows in attacked.items()},
+        {case.title: curve(rows, metric, common) for case, rows in attacked.items()},
         metric=metric,
     )
     for case, rows in attacked.items():
@@ -431,11 +436,24 @@ def _report_crossings(workdir, case, rows, metric, certain):
     files.write_whole(workdir / name, "".join(lines))
 
 
-def _curve(rows, metric):
-    """Accuracy against the exact distance of the verified adversarial images."""
+def _common(sets):
+    """Numbers that each of these arrays has; if there are none, all that any has."""
+    found = functools.reduce(np.intersect1d, sets)
+    return found if len(found) else functools.reduce(np.union1d, sets)
+
+
+def curve(rows: Rows, metric: str, indices: Any) -> plots.Curve:
+    """Accuracy under attack, against the exact distance of verified successes.
+
+    Args:
+      rows: of `wsjax attack`.
+      metric: ground metric of the distances.
+      indices: places in the data set of the images that count.
+    """
     distances = np.where(rows.ints("verified") == 1, rows.floats(metric), np.inf)
+    among = np.isin(rows.ints("idx"), indices)
     right_before = rows.floats("radius") > 0
-    return plots.Curve(distances[right_before], len(rows))
+    return plots.Curve(distances[among & right_before], int(among.sum()))
 
 
 def _pictures(workdir, case, rows, examples, count):

@@ -71,6 +71,7 @@ class Certified(NamedTuple):
       name: for tables and legends.
       metric: ground metric of the radii.
       summary: `evaluation.Summary`.
+      indices: `[N]` places in the data set.
       labels: `[N]` true classes.
       found: `certifiers.base.Outcomes`.
       radii: radii that the run asked about, or empty.
@@ -79,6 +80,7 @@ class Certified(NamedTuple):
     name: str
     metric: str
     summary: evaluation.Summary
+    indices: np.ndarray
     labels: np.ndarray
     found: Outcomes
     radii: tuple[float, ...]
@@ -86,8 +88,13 @@ class Certified(NamedTuple):
     @property
     def curve(self) -> plots.Curve:
         """Certified accuracy against radius."""
+        return self.curve_of(self.indices)
+
+    def curve_of(self, indices: np.ndarray) -> plots.Curve:
+        """The same of some images, by their places in the data set."""
+        among = np.isin(self.indices, indices)
         right = (self.found.labels == self.labels) & (self.found.radii > 0)
-        return plots.Curve(self.found.radii[right], len(self.labels))
+        return plots.Curve(self.found.radii[among & right], int(among.sum()))
 
     def certified_accuracy(self, at: ArrayLike) -> np.ndarray:
         """Share of images that are right with at least each of these radii."""
@@ -156,6 +163,7 @@ def read_certified(
             f"{workdir.name} ({name})" if name else workdir.name,
             recorded["ground_metric"],
             evaluation.summarize(arrays["label"], found[name]),
+            arrays["idx"],
             arrays["label"],
             found[name],
             tuple(recorded.get("radii", ())),
