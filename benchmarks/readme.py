@@ -13,9 +13,11 @@ import sys
 
 import envelope
 import numpy as np
+from cards import row, rows_of
+from cards import short as share
 from repository import ROOT
 
-from wsjax.runs import released, report
+from wsjax.runs import report
 
 README = ROOT / "README.md"
 # Rows that are in released/ too; the others of their kind differ in settings.
@@ -55,16 +57,13 @@ def written(text):
 
 def certain():
     """Networks that need no votes, on all test images."""
-    plan = envelope.PLANS["mnist_potentials"]
-    others = [
-        found for run in plan.runs for found in envelope.rows(run, folder_of(plan, run))
-    ]
+    name = "mnist_potentials"
     lines = [
-        ("**MNIST**", of_card("mnist_potentials")),
-        *((label, certified) for label, _, certified in others),
+        ("**MNIST**", of_card(name)),
+        *((label, certified) for _, label, certified in rows_of_plan(name)),
         ("**Fashion-MNIST**", of_card("fashion_mnist_potentials")),
     ]
-    return markdown(lines, plan.radii, means=False)
+    return markdown(lines, envelope.PLANS[name].radii, means=False)
 
 
 def certain_cifar():
@@ -76,27 +75,29 @@ def certain_cifar():
 
 def of_card(name):
     """Rows of a released classifier."""
-    (found,) = report.read_certified(released.folder() / "runs" / name)
+    (found,) = report.read_certified(rows_of(name))
     return found
 
 
-def folder_of(plan, run):
-    """Where rows of a plan are kept."""
-    (name,) = (key for key, each in envelope.PLANS.items() if each is plan)
-    return envelope.RESULTS / f"envelope-{name}" / run.name
+def rows_of_plan(name):
+    """`(name of the run, label, certified)` of each row of a plan."""
+    for run in envelope.PLANS[name].runs:
+        folder = envelope.RESULTS / f"envelope-{name}" / run.name
+        for label, _, certified in envelope.rows(run, folder):
+            yield run.name, label, certified
 
 
 def of_plan(name, best=True):
     """All rows of a plan; the last line has the best of each column, if wanted."""
-    plan, lines = envelope.PLANS[name], []
-    for run in plan.runs:
-        for label, _, certified in envelope.rows(run, folder_of(plan, run)):
-            bold = run.name in RELEASED[name]
-            lines.append((f"**{label}**" if bold else label, certified))
-    table = markdown(lines, plan.radii)
+    radii = envelope.PLANS[name].radii
+    lines = [
+        (f"**{label}**" if run in RELEASED[name] else label, certified)
+        for run, label, certified in rows_of_plan(name)
+    ]
+    table = markdown(lines, radii)
     if not best:
         return table
-    shares = np.max([found.certified_accuracy(plan.radii) for _, found in lines], 0)
+    shares = np.max([found.certified_accuracy(radii) for _, found in lines], 0)
     cells = ["best of these", "", "", "", *map(share, shares)]
     return f"{table}\n{row(cells)}"
 
@@ -119,18 +120,9 @@ def size(radius, radii):
     return short(f"{radius:.4f}") if min(radii) > 1e-3 else f"{radius:.2e}"
 
 
-def share(value):
-    """A share of images."""
-    return short(f"{value:.3f}") if value else "0"
-
-
 def short(number):
     """Without the zero before the point."""
     return re.sub(r"^0(?=\.)", "", number)
-
-
-def row(cells):
-    return "| " + " | ".join(cells) + " |"
 
 
 TABLES = {
