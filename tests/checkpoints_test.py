@@ -95,7 +95,10 @@ class CheckpointsTest(chex.TestCase):
             return kept.restore(like)
         finally:
             kept.close()
-            gc.collect()  # So that what Orbax left behind is missed within this test.
+
+    def tearDown(self):
+        gc.collect()  # So that what Orbax left behind is missed within this test.
+        super().tearDown()
 
     @parameterized.named_parameters(("shapes", state_like), ("arrays", random_state))
     def test_round_trip_is_exact(self, like):

@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+from unittest import mock
 
 import chex
 import jax
@@ -96,12 +97,28 @@ class AskTest(chex.TestCase):
                 voters = FixedVotes(brightest_row, SMOOTHING, n=n, alpha=alpha)
                 return next(voters.predict_each([image], [key], look)).label
 
-            self.assertEqual(calm[place], voted(300, 0.01))
+            self.assertEqual(calm[place], voted(300, 0.01, FIRST_LOOK))
             self.assertEqual(hasty[place], voted(200, 1e-4, FIRST_LOOK))
             lax.append(voted(200, 0.01, FIRST_LOOK))
         self.assertEqual({*calm, *hasty}, {ABSTAIN, 1})
         # Asked often, early answers are at a stricter level.
         self.assertTrue((hasty != lax).any())
+
+    def test_a_clear_answer_takes_few_votes_and_a_close_one_all(self):
+        used, ask = [], FixedVotes.predict_each
+
+        def recorded(*args, **options):
+            found = list(ask(*args, **options))
+            used.extend(int(each.votes.sum()) for each in found)
+            return found
+
+        close = np.full(SHAPE, 0.5, np.float32)
+        clear = close.copy()
+        clear[1, 1, 0] += 6
+        victim = smoothed(brightest_row, SMOOTHING, n=3_000, alpha=0.01)
+        with mock.patch.object(FixedVotes, "predict_each", recorded):
+            victim.ask(split(2), np.stack([clear, close]), batch_size=2)
+        self.assertEqual(used, [FIRST_LOOK, 3_000])
 
     @parameterized.product(
         attack=(flow_attack, sinkhorn_attack), label=(-1, 4, 2**31 - 1)

@@ -167,9 +167,10 @@ def smoothed(
     Args:
       classify: base classifier, as in `Victim`.
       smoothing: its noise.
-      n: votes per answer.
-      alpha: probability that an answer is not the most likely class. Early answers are
-        asked for often, so that luck would have many chances: at a hundredth of it.
+      n: most votes per answer; clear ones stop before.
+      alpha: probability that an answer is not the most likely class, whenever it stops.
+        Early answers are asked for often, so that luck would have many chances: at a
+        hundredth of it.
 
     Returns:
       The `Victim`.
@@ -177,17 +178,19 @@ def smoothed(
     classify = as_argument(classify)
     voters = FixedVotes(classify, smoothing, n=n, alpha=alpha)
 
+    def asked(voters, images, keys):
+        answers = voters.predict_each(images, keys, first_look=FIRST_LOOK)
+        return [each.label for each in answers]
+
     def answer(keys, images):
-        return [each.label for each in voters.predict_each(images, keys)]
+        return asked(voters, images, keys)
 
     @functools.cache
     def hasty(max_votes):
         return dataclasses.replace(voters, n=max_votes, alpha=alpha / 100)
 
     def answer_early(keys, images, max_votes):
-        early = hasty(max_votes)
-        answers = early.predict_each(images, keys, first_look=FIRST_LOOK)
-        return [each.label for each in answers]
+        return asked(hasty(max_votes), images, keys)
 
     return Victim(classify, smoothing.perturb, answer, answer_early)
 

@@ -202,7 +202,7 @@ class AttackBlock:
       method: the attack.
       target: the plain classifier, the smoothed one, or both.
       pictures: successes drawn in the figure.
-      n: votes of each answer that counts (smoothed).
+      n: most votes of each answer that counts (smoothed); clear ones take fewer.
       alpha: probability that one of them is not the most likely class.
       settings: of each attack, documented there; an empty ground_metric stands for that
         of the smoothing.
