@@ -37,6 +37,9 @@ def main():
     parser.add_argument("--data", required=True, help="folder of the original files")
     parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs"))
     parser.add_argument("--members", type=int, default=3)
+    parser.add_argument(
+        "--counts", type=int, nargs="+", help="how many to average; default each number"
+    )
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--stride", type=int, default=10, help="every so many images")
     parser.add_argument("--n0", type=int, default=100)
@@ -56,7 +59,7 @@ def main():
     images = data.as_float(test.images[chosen], test.scale)
     members = [load_model(file) for file in files]
     lines = []
-    for count in range(1, arguments.members + 1):
+    for count in arguments.counts or range(1, arguments.members + 1):
         certifier = wsjax.FixedVotes(
             jax.tree_util.Partial(averaged, [m.classify for m in members[:count]]),
             members[0].certifier.smoothing,
