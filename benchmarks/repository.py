@@ -10,7 +10,7 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
-def run(script, config, workdir, *changes):
+def run(script, config, workdir, *changes, trained=None):
     """Runs one script, and ends with its exit code if it fails.
 
     Args:
@@ -18,6 +18,7 @@ def run(script, config, workdir, *changes):
       config: path below configs/, without .py.
       workdir: run directory; finished parts are not run again.
       *changes: "KEY=VALUE" in the config.
+      trained: run directory of the classifier, if it is another.
     """
     command = [
         sys.executable,
@@ -25,6 +26,7 @@ def run(script, config, workdir, *changes):
         f"--config={ROOT / 'configs' / config}.py",
         f"--workdir={workdir}",
         *(f"--config.{change}" for change in changes),
+        *([f"--trained={trained}"] if trained else []),
     ]
     print(" ".join(command[1:]), flush=True)
     done = subprocess.run(command, check=False)
