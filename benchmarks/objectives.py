@@ -97,12 +97,13 @@ def main():
         here = f"data.dir={arguments.data}", f"data.stride={arguments.stride}"
         for script in SCRIPTS if arguments.data else ():
             repository.run(script, run.config, workdir, *run.changes, *here)
+        if not workdir.exists():
+            continue
         if arguments.keep:
             kept = RESULTS / folder.name / run.name
-            repository.keep(workdir, kept, (report.CERTIFICATES,))
-        if workdir.exists():
-            (certified, *_) = report.read_certified(workdir)
-            found.append((run.label, run.kind, certified))
+            repository.keep(workdir, kept, (report.CERTIFICATES, "metrics.jsonl"))
+        (certified, *_) = report.read_certified(workdir)
+        found.append((run.label, run.kind, certified))
     title = f"{arguments.set}, {arguments.passes} passes"
     report.show(table(title, SETTINGS[arguments.set].radii, found))
 
