@@ -578,6 +578,14 @@ class LearnedNoiseTest(_OneConfig):
         moved = np.abs(start.features - again.law.features).max()
         self.assertGreater(moved, 0.05 * np.abs(start.features).max())
 
+    def test_its_file_is_loaded_as_a_released_one_without_a_card(self):
+        """What lies beside it, of the same stem, tells of the checkpoints."""
+        self.finished("again")
+        self.assertTrue(self.file.with_suffix(".json").exists())
+        model = wsjax.load_model(self.file)
+        self.assertEqual(model.card, {})
+        self.assertEqual(model.certifier.smoothing.noise, self.first.law)
+
     def test_rows_are_what_certify_returns(self):
         self.finished("certified")
         settings = config.resolve(tiny_runs.load_config(self.config))

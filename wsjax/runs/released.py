@@ -142,7 +142,9 @@ def load_model(name: str | os.PathLike) -> Released:
     """
     path = find(name)
     about = path.with_suffix(".json")
-    card = read_card(about) if about.exists() else {}
+    # What is beside the classifier of a run directory tells of its checkpoints.
+    has_card = about.exists() and path.name != artefact.NAME
+    card = read_card(about) if has_card else {}
     if card and card["sha256"] != checksum(path):
         raise ValueError(
             f"{path} is not the file that {about.name} tells of: its checksum (sha256) is "
