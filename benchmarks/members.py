@@ -17,9 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import repository
-from envelope import RESULTS
+from envelope import RESULTS, table
 from objectives import SETTINGS
-from rich.table import Table
 
 import wsjax
 from wsjax import data, evaluation
@@ -67,19 +66,17 @@ def main():
             n=arguments.n,
             use_runner_up="auto",
         )
-        found = certified(certifier, images, f"{count} of {arguments.members}")
-        total = evaluation.summarize(test.labels[chosen], found)
-        at = evaluation.certified_accuracy(
-            test.labels[chosen], found.labels, found.radii, np.array(RADII)
-        )
+        name = f"{count} of {arguments.members}"
+        found = certified(certifier, images, test.labels[chosen], chosen, name)
+        total, shares = found.summary, found.certified_accuracy(RADII).tolist()
         line = {
             "members": count,
             "images": total.images,
             "accuracy": total.accuracy,
             "median_radius": total.median_radius,
             "mean_radius": total.mean_radius,
-            "certified_accuracy": dict(zip(map(str, RADII), at.tolist())),
-            "scale": members[0].certifier.smoothing.scores.scale,
+            "certified_accuracy": dict(zip(map(str, RADII), shares)),
+            "scale": certifier.smoothing.scores.scale,
             "changes": changes,
             "n0": certifier.n0,
             "n": certifier.n,
@@ -87,10 +84,10 @@ def main():
             "versions": manifest.versions(),
             "devices": manifest.devices(),
         }
-        lines.append(line)
+        lines.append((name, "learned", found))
         with arguments.out.open("a") as file:
             file.write(json.dumps(line) + "\n")
-    report.show(table(lines))
+    report.show(table("CIFAR-10, networks averaged", RADII, lines))
 
 
 def averaged(members, images):
@@ -98,31 +95,17 @@ def averaged(members, images):
     return averaged_logits(jnp.stack([member(images) for member in members]))
 
 
-def certified(certifier, images, title):
-    """Outcomes, one image after another, each by draws of its own."""
+def certified(certifier, images, labels, indices, name):
+    """`report.Certified`, one image after another, each by draws of its own."""
     keys = [jax.random.fold_in(wsjax.make_key(0), i) for i in range(len(images))]
     found = certifier.certify_each(images, keys)
-    found = list(progress(found, total=len(images), desc=title, unit="image"))
-    labels = np.array([certificate.label for certificate in found])
+    found = list(progress(found, total=len(images), desc=name, unit="image"))
+    answers = np.array([certificate.label for certificate in found])
     radii = np.array([certificate.radius for certificate in found])
-    return Outcomes("", labels, radii, predictions=labels)
-
-
-def table(lines):
-    """One line for each number of members."""
-    made = Table(title="CIFAR-10: certified test images", title_justify="left")
-    heads = "members", "images", "accuracy", "median r", "mean r", *map(str, RADII)
-    for head in heads:
-        made.add_column(head, justify="right")
-    for line in lines:
-        made.add_row(
-            str(line["members"]),
-            str(line["images"]),
-            f"{line['accuracy']:.3f}",
-            *(f"{line[key]:.3g}" for key in ("median_radius", "mean_radius")),
-            *(f"{share:.3f}" for share in line["certified_accuracy"].values()),
-        )
-    return made
+    outcomes = Outcomes("", answers, radii, predictions=answers)
+    total = evaluation.summarize(labels, outcomes)
+    metric = certifier.smoothing.ground_metric
+    return report.Certified(name, metric, total, indices, labels, outcomes, ())
 
 
 if __name__ == "__main__":

@@ -85,6 +85,24 @@ def read_card(path: pathlib.Path) -> dict[str, Any]:
     return card
 
 
+def card_of(path: pathlib.Path) -> dict[str, Any]:
+    """The card beside a file; empty where there is none.
+
+    Args:
+      path: FILE.safetensors. That of a run directory has no card: what has its stem there
+        tells of the checkpoints.
+
+    Returns:
+      As `read_card`.
+
+    Raises:
+      ValueError: the card is damaged, or lacks a key.
+    """
+    about = path.with_suffix(".json")
+    has_card = about.exists() and path.name != artefact.NAME
+    return read_card(about) if has_card else {}
+
+
 @dataclasses.dataclass(frozen=True, repr=False)
 class Released:
     """A released classifier.
@@ -141,13 +159,10 @@ def load_model(name: str | os.PathLike) -> Released:
       FileNotFoundError: there is no such file.
     """
     path = find(name)
-    about = path.with_suffix(".json")
-    # What is beside the classifier of a run directory tells of its checkpoints.
-    has_card = about.exists() and path.name != artefact.NAME
-    card = read_card(about) if has_card else {}
+    card = card_of(path)
     if card and card["sha256"] != checksum(path):
         raise ValueError(
-            f"{path} is not the file that {about.name} tells of: its checksum (sha256) is "
+            f"{path} is not the file that {path.stem}.json tells of: its checksum (sha256) is "
             f"{checksum(path)[:12]}..., the card says {card['sha256'][:12]}.... Restore "
             f"the file, or delete the card to load it as it is."
         )

@@ -26,8 +26,10 @@ def start() -> None:
     with errors_in_a_sentence(ValueError, OSError):
         given = parser.parse_args()
         for name in given.names:
-            path = released.find(name).with_suffix(".json")
-            print(json.dumps(released.read_card(path), indent=2))
+            path = released.find(name)
+            if not (card := released.card_of(path)):
+                raise FileNotFoundError(f"There is no card beside {path}.")
+            print(json.dumps(card, indent=2))
         if not given.names:
             report.show(table())
             print('In Python: wsjax.load_model("NAME").certify(image)')
