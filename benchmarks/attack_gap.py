@@ -264,7 +264,9 @@ def draw(found, path):
         panel.tick_params(labelsize=7)
     for panel in panels[:, 0]:
         panel.set_ylabel(f"accuracy, {max(counts)} images", fontsize=8)
-    figure.legend(looks.values(), looks, loc="outside lower center", ncols=3)
+    figure.legend(
+        looks.values(), looks, loc="outside lower center", ncols=min(3, columns)
+    )
     figure.savefig(path, dpi=150)
 
 
